@@ -1,0 +1,221 @@
+"""RunConfig: the one place of each setting's name, type, default, meaning and source; and its config.yaml."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lethe import __version__, methods
+from lethe.corpora import Counted
+from lethe.protocols import SteeringMethod, discover, kebab
+from lethe.types import InvalidLayerError, InvalidValueError, RunFolderError, UnknownNameError
+
+FORMAT = 1
+"""Version of the run folder's files."""
+
+BUILTIN = "builtin"
+"""Name of the shipped model, and of its corpora."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything about a run but its method. Defaults are the published settings for 7B models."""
+
+    model: str
+    """`builtin` (the shipped small model), a Hugging Face folder, or a hub id."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    forget: tuple[str, ...] = (BUILTIN,)
+    """Forget corpora, one topic each: .jsonl, .json, .txt (paragraphs), a dataset folder or a hub dataset id."""
+    retain: str = BUILTIN
+    """Retain corpus, in the same formats."""
+    text_field: str = "text"
+    """Field of a .jsonl row that holds the text."""
+    layer: int = 7
+    """Layer l, counted from 0, at whose output activations are steered."""
+    train_layers: tuple[int, ...] = ()
+    """Layers whose matrices are trained; by default l-2, l-1 and l (those that exist)."""
+    train_modules: tuple[str, ...] = ()
+    """Matrices to train in each of these layers, `mlp.down_proj`; by default the MLP output matrices."""
+    steps: int = 150
+    """Optimizer steps over all topics together."""
+    batch_size: int = 4
+    """Rows in a forget batch and in a retain batch."""
+    accumulate: int = 1
+    """Batches whose gradients are averaged into one step."""
+    epochs: int = 1
+    """How often a corpus may be repeated to fill the steps."""
+    max_length: tuple[int, ...] = (512,)
+    """Tokens of a row: one number for all corpora, or one for each topic and a last one for the retain corpus."""
+    chunk: bool = False
+    """Cut longer rows into several instead of dropping their tails."""
+    count: Counted = "no-bos"
+    """Tokens that count in losses and norms: all real ones but BOS, whose norm is several times that of others; all
+    real ones; or padding, too (as published)."""
+    lr: float = 5e-5
+    """Learning rate of AdamW, constant."""
+    seed: int = 0
+    """Seed of directions and of the order of rows."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, `mps`; auto takes cuda where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the weights while training and measuring; auto is the checkpoint's own (on a CPU fp32 for fp16)."""
+    threads: int | None = None
+    """CPU threads; by default torch's choice."""
+    as_published: bool = False
+    """Repeat the authors' code with every quirk: padding counts in both losses and is on the left, rows in the corpus's
+    order, the same retain rows for each topic, 512 tokens for the first topic and the retain corpus and 768 for others,
+    raw JSON lines as text, norm of the first batch, no fp32 masters."""
+    allow_overlap: bool = False
+    """Go on although rows of a forget corpus also stand in the retain corpus."""
+    evaluate: Literal["all", "none"] = "all"
+    """Measure before and after with the whole model in memory, or not at all."""
+    forget_questions: Path | None = None
+    """Questions on what should be forgotten: .jsonl, .json or .csv with question, choices (optional) and answer."""
+    adjacent_questions: Path | None = None
+    """Questions close to the forget topics that should still be answered."""
+    retain_questions: Path | None = None
+    """Questions that should still be answered."""
+    scoring: Literal["letter", "cloze"] = "letter"
+    """Multiple choice by the letters A-D (lm-evaluation-harness), or by each option's mean token log-probability."""
+    split: Literal["dev", "test", "all"] = "test"
+    """Half of the built-in questions: choose settings on dev, report on test."""
+    limit: int | None = None
+    """At most this many questions of each set, drawn with a fixed seed."""
+    show_forget: bool = False
+    """Write answers to forget questions into the report; without it no text of the forget set is written anywhere."""
+    out: Path = Path("runs/latest")
+    """Run folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "epochs"):
+            if getattr(self, name) < 1:
+                raise InvalidValueError(f"'{name}' must be at least 1. Got {getattr(self, name)}.")
+        if self.limit is not None and self.limit < 1:
+            raise InvalidValueError(f"'limit' must be at least 1. Got {self.limit}.")
+        if self.threads is not None and self.threads < 1:
+            raise InvalidValueError(f"'threads' must be at least 1. Got {self.threads}.")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise InvalidValueError(f"'lr' must be a positive number. Got {self.lr}.")
+        if not 0 <= self.seed < 2**63:
+            raise InvalidValueError(f"'seed' must be in [0, 2^63). Got {self.seed}.")
+        if not self.forget:
+            raise InvalidValueError("'forget' must name at least one corpus.")
+        if self.layer < 0:
+            raise InvalidLayerError(f"'layer' must be 0 or more. Got {self.layer}.")
+        outside = [layer for layer in self.train_layers if not 0 <= layer <= self.layer]
+        if outside:
+            raise InvalidLayerError(
+                f"'train_layers' must lie in [0, {self.layer}]: a layer after --layer {self.layer} cannot change its "
+                f"output. Got {', '.join(map(str, outside))}."
+            )
+        if any(length < 2 for length in self.max_length) or not self.max_length:
+            raise InvalidValueError(f"'max_length' must be 2 or more. Got {' '.join(map(str, self.max_length))}.")
+
+    @property
+    def trained_layers(self) -> tuple[int, ...]:
+        """`train_layers`, or the published choice l-2, l-1, l as far as these exist."""
+        return tuple(sorted(set(self.train_layers))) or tuple(range(max(0, self.layer - 2), self.layer + 1))
+
+    def resolved(self, topics: int) -> "RunConfig":
+        """The same run with `max_length` written out for each topic and the retain corpus.
+
+        Raises: InvalidValueError if their number does not fit the topics.
+        """
+        if self.as_published:
+            return replace(self, count="all-tokens", max_length=(512, *[768] * (topics - 1), 512))
+        lengths = self.max_length * (topics + 1) if len(self.max_length) == 1 else self.max_length
+        if len(lengths) != topics + 1:
+            raise InvalidValueError(
+                f"'max_length' needs one number, or {topics + 1} for {topics} topics and the retain corpus. "
+                f"Got {len(lengths)}."
+            )
+        return replace(self, max_length=lengths)
+
+
+def method_name(method: SteeringMethod) -> str:
+    """The name a method goes by at the command line and in files."""
+    return kebab(type(method).__name__)
+
+
+def method_class(name: str) -> type[SteeringMethod]:
+    """The class behind a method's name.
+
+    Raises: UnknownNameError, offering the nearest name.
+    """
+    known = discover(methods)
+    name = name.replace("_", "-").lower()
+    if name not in known:
+        raise UnknownNameError(
+            f"there is no method '{name}'.{nearest(name, known)}\nMethods: {', '.join(known)}. See `lethe ls methods`."
+        )
+    return known[name]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing if no known name is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def plain(method: SteeringMethod, config: RunConfig) -> dict[str, Any]:
+    """Method and config as JSON types, the content of config.yaml."""
+    return {
+        "format": FORMAT,
+        "lethe": __version__,
+        "method": {"name": method_name(method), **dataclasses.asdict(method)},
+        "run": {key: _plain(value) for key, value in dataclasses.asdict(config).items()},
+    }
+
+
+def read_config(path: Path) -> tuple[SteeringMethod, RunConfig]:
+    """Method and config from a config.yaml.
+
+    Raises: RunFolderError for a file that is missing, broken, of a newer version, or has an unknown key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        version, method, run = content["format"], dict(content["method"]), dict(content["run"])
+        name = method.pop("name")
+    except OSError as error:
+        raise RunFolderError(f"cannot read {path}: {error.strerror}.\nName the config.yaml of a run folder.") from error
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{path} is not the config.yaml of a run: {_first_line(error)}.") from error
+    if version > FORMAT:
+        raise RunFolderError(
+            f"{path} was written by a newer Lethe ({content.get('lethe')}; format {version}, this one reads {FORMAT}).\n"
+            "Upgrade: pip install --upgrade lethe-unlearn"
+        )
+    return _build(method_class(name), method, path), _build(RunConfig, run, path)
+
+
+def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in fields:
+            raise RunFolderError(f"{path}: {kind.__name__} has no setting '{key}'.{nearest(key, fields)}")
+    typed = {}
+    for key, value in values.items():
+        if value is not None and fields[key].type in (Path, Path | None):
+            typed[key] = Path(str(value))
+        else:
+            typed[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return kind(**typed)
+    except TypeError as error:
+        raise RunFolderError(f"{path}: {_first_line(error)}.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,158 @@
+"""A run folder on disk: locked while a run writes to it, every file renamed into place, report.json last."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lethe.checkpoint import Checkpoint
+from lethe.types import HistoryRow, Norms, RunFolderError, SaveError
+
+
+class RunFolder:
+    """The files of one run: config.yaml, history.jsonl, checkpoint, patch.safetensors, report.json."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.yaml"
+        self.patch = path / "patch.safetensors"
+        self.report = path / "report.json"
+        self._history = path / "history.jsonl"
+        self._checkpoint = path / "checkpoint.safetensors"
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run ended; report.json is written last."""
+        return self.report.exists()
+
+    def holds(self, config: dict[str, Any]) -> bool:
+        """Whether the folder holds a run of this config, complete or not; False if it does not exist or is empty.
+
+        Raises: RunFolderError if it holds something else; the message names the settings that differ.
+        """
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return False
+        if not self.config.exists():
+            raise RunFolderError(f"{self.path} exists and is no run folder.\nChoose another --out.")
+        try:
+            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise RunFolderError(
+                f"{self.config} cannot be read.\nChoose another --out, or delete the folder."
+            ) from error
+        differing = sorted(_differing(found, config))
+        if differing:
+            raise RunFolderError(
+                f"{self.path} holds another run: {'; '.join(differing)}.\nChoose another --out, or delete the folder."
+            )
+        return True
+
+    @contextlib.contextmanager
+    def open(self, config: dict[str, Any]) -> Iterator["RunFolder"]:
+        """Create or resume the folder, locked; if the run fails before its first checkpoint, nothing stays behind.
+
+        Raises: RunFolderError if another process writes to it; SaveError if it cannot be created.
+        """
+        resuming = self.holds(config)
+        with _saving(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / "lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunFolderError(
+                    f"another process is writing to {self.path}.\nWait for it, or choose another --out."
+                ) from error
+            try:
+                if not resuming:
+                    self.write_text("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+                yield self
+            finally:
+                if not (self.is_complete or self._checkpoint.exists()):
+                    for file in (self._history, self.patch, self.config):
+                        file.unlink(missing_ok=True)
+                (self.path / "lock").unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to go on from, if there is one."""
+        return Checkpoint.load(self._checkpoint) if self._checkpoint.exists() else None
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Replace the checkpoint."""
+        checkpoint.save(self._checkpoint)
+
+    def drop_checkpoint(self) -> None:
+        """Remove the checkpoint of a complete run."""
+        self._checkpoint.unlink(missing_ok=True)
+
+    def history(self, *, until: int) -> list[HistoryRow]:
+        """Rows of the steps before `until`; later ones, of steps that will be repeated, are removed."""
+        if not self._history.exists():
+            return []
+        rows = []
+        for line in self._history.read_text(encoding="utf-8").splitlines():
+            try:
+                row = _row(json.loads(line))
+            except (ValueError, KeyError, TypeError):
+                break  # the line that was being written when the run was killed
+            if row.step >= until:
+                break
+            rows.append(row)
+        self.write_text("history.jsonl", "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+        return rows
+
+    def append_history(self, row: HistoryRow) -> None:
+        """Add a step."""
+        with _saving(self._history), self._history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row.as_dict()) + "\n")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write a JSON file, renamed into place."""
+        self.write_text(name, json.dumps(content, indent=1) + "\n")
+
+    def write_text(self, name: str, content: str) -> None:
+        """Write a text file, renamed into place.
+
+        Raises: SaveError.
+        """
+        partial = self.path / f"{name}.partial"
+        with _saving(self.path / name):
+            try:
+                with partial.open("w", encoding="utf-8") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(partial, self.path / name)
+            finally:
+                partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SaveError(
+            f"cannot write {path}: {error.strerror or error}.\nFree some space, or choose another --out."
+        ) from error
+
+
+def _row(values: dict[str, Any]) -> HistoryRow:
+    norms = {key: Norms(**values[key]) for key in ("forget_norm", "retain_norm")}
+    return HistoryRow(**{**values, **norms})
+
+
+def _differing(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in {*found, *wanted} - {"out", "lethe"}:
+            yield from _differing(found.get(key), wanted.get(key), key)
+    elif found != wanted:
+        yield f"{name} is {found}, not {wanted}"

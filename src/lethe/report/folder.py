@@ -1,0 +1,180 @@
+"""Reading one finished run folder into plain values, and writing a text file whole or not at all."""
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lethe.types import HistoryRow, Norms, RunFolderError, SaveError, Scores
+
+FORMAT = 1
+"""Newest layout of report.json that this version reads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What report.json says about one finished run."""
+
+    name: str
+    """Name of the run folder."""
+    command: str
+    model: str
+    method: dict[str, Any]
+    """`name`, `source`, `fields`."""
+    config: dict[str, Any]
+    before: dict[str, Scores]
+    """`metric/set` to its score; empty when evaluation was skipped."""
+    after: dict[str, Scores]
+    history: tuple[HistoryRow, ...]
+    environment: dict[str, Any]
+    timing: dict[str, dict[str, float]]
+    """Phase to `seconds` and `peak_mb`."""
+    patch: dict[str, Any]
+    """`file`, `sha256`, `tensors`, `bytes`, `share_of_model`."""
+    samples: tuple[dict[str, str], ...]
+    """`set`, `prompt`, `gold`, `before`, `after`."""
+    warnings: tuple[str, ...]
+
+    @property
+    def trained_layers(self) -> tuple[int, ...]:
+        """Layers that hold an edited tensor, by the first number in each tensor's name."""
+        numbers = (re.search(r"\.(\d+)\.", name) for name in self.patch["tensors"])
+        return tuple(sorted({int(number[1]) for number in numbers if number}))
+
+
+def read_run(folder: Path) -> Run:
+    """The run that a folder holds.
+
+    Raises: RunFolderError if the folder is missing, incomplete, damaged, or of a newer format.
+    """
+    path = folder / "report.json"
+    if not path.is_file():
+        raise RunFolderError(_why_no_report(folder))
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"{path} is damaged: byte {error.start} is not UTF-8.\n{_REDO}") from None
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"{path}, line {error.lineno}: broken JSON ({error.msg}).\n{_REDO}") from None
+    version = report.get("format") if isinstance(report, dict) else None
+    if not isinstance(version, int):
+        raise RunFolderError(f"{path} is not a report of Lethe: it has no 'format' number.\n{_REDO}")
+    if version > FORMAT:
+        raise RunFolderError(
+            f"{path} was written by a newer Lethe (format {version}; this one reads {FORMAT}).\n"
+            "Upgrade: pip install --upgrade lethe-unlearn"
+        )
+    try:
+        return _run(folder.resolve().name, report)
+    except KeyError as error:
+        raise RunFolderError(f"{path} is not as Lethe writes it: it lacks {error}.\n{_REDO}") from None
+    except (AttributeError, TypeError, ValueError):
+        # The error's own text may quote the file, which may hold forget text.
+        raise RunFolderError(f"{path} is not as Lethe writes it: a value is of the wrong kind.\n{_REDO}") from None
+
+
+def write_text(path: Path, text: str) -> Path:
+    """`text` in `path`, by way of a temporary file beside it; returns `path`.
+
+    Raises: SaveError if the disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # Temporary files are private to their owner; a report should be as readable as any other file.
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise SaveError(
+            f"{path} could not be written: {error.strerror}.\nFree some space or choose another folder, then run again."
+        ) from error
+    return path
+
+
+_REDO = "Delete it and run the same command again to write it anew."
+
+
+def _why_no_report(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no run folder at {folder}.\nGive the folder that was passed as --out."
+    if not (folder / "config.yaml").is_file():
+        return (
+            f"{folder} is not a run folder: it has neither report.json nor config.yaml.\n"
+            "Give the folder that was passed as --out."
+        )
+    return f"the run is not complete: {folder} has no report.json.\nRun the same command again to resume."
+
+
+def _run(name: str, report: dict[str, Any]) -> Run:
+    return Run(
+        name=name,
+        command=str(report["command"]),
+        model=str(report["model"]),
+        method={key: report["method"][key] for key in ("name", "source", "fields")},
+        config=dict(report["config"]),
+        before=_scores(report["before"]),
+        after=_scores(report["after"]),
+        history=tuple(_history_row(row) for row in report["history"]),
+        environment=dict(report["environment"]),
+        timing={
+            phase: {key: _number(spent[key]) for key in ("seconds", "peak_mb")}
+            for phase, spent in report["timing"].items()
+        },
+        patch={
+            "file": str(report["patch"]["file"]),
+            "sha256": str(report["patch"]["sha256"]),
+            "tensors": tuple(str(name) for name in report["patch"]["tensors"]),
+            "bytes": _number(report["patch"]["bytes"]),
+            "share_of_model": _number(report["patch"]["share_of_model"]),
+        },
+        samples=tuple(
+            {key: str(sample[key]) for key in ("set", "prompt", "gold", "before", "after")}
+            for sample in report["samples"]
+        ),
+        warnings=tuple(str(warning) for warning in report["warnings"]),
+    )
+
+
+def _scores(rows: dict[str, dict[str, Any]]) -> dict[str, Scores]:
+    return {
+        name: Scores(
+            value=_number(row["value"]),
+            stderr=_number(row["stderr"]),
+            n=int(row["n"]),
+            better=row["better"],
+            chance=None if row.get("chance") is None else float(row["chance"]),
+            by_layer=tuple(_number(value) for value in row.get("by_layer", ())),
+        )
+        for name, row in rows.items()
+    }
+
+
+def _history_row(row: dict[str, Any]) -> HistoryRow:
+    values: dict[str, Any] = {"step": int(row["step"]), "topic": str(row["topic"])}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            values[name] = Norms(**{part: _number(norm) for part, norm in value.items()})
+        elif name == "cos_direction":
+            values[name] = None if value is None else float(value)
+        elif name not in values:
+            values[name] = _number(value)
+    return HistoryRow(**values)
+
+
+def _number(value: int | float | None) -> float:
+    """JSON has no NaN of its own, so writers may put null for a number that does not exist."""
+    return float("nan") if value is None else float(value)

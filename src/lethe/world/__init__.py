@@ -1,0 +1,10 @@
+"""The built-in world: a small model that knows 1050 made-up facts, its questions and its corpora."""
+
+from pathlib import Path
+
+from lethe.world.exam import Split, adjacent_texts, forget_texts, questions, retain_texts
+
+MODEL_FOLDER = Path(__file__).parent / "model"
+"""A plain Hugging Face folder with the trained model; `lethe.world.train` makes another."""
+
+__all__ = ["MODEL_FOLDER", "Split", "adjacent_texts", "forget_texts", "questions", "retain_texts"]
