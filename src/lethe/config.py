@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
@@ -20,6 +20,17 @@ FORMAT = 1
 
 BUILTIN = "builtin"
 """Name of the shipped model, and of its corpora."""
+
+
+ON_BUILTIN: Mapping[str, Any] = {
+    "layer": 5,
+    "steps": 100,
+    "batch_size": 8,
+    "max_length": (128,),
+    "lr": 1e-2,
+    "threads": 1,  # its products are too small to share out: on busy cores a second thread makes it slower
+}
+"""Settings, by field, that suit the small built-in model; they are the command line's defaults for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +75,7 @@ class RunConfig:
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, `mps`; auto takes cuda where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the weights while training and measuring; auto is the checkpoint's own (on a CPU fp32 for fp16)."""
+    """Number type of the weights while training and measuring; auto is the checkpoint's (on a CPU fp32 for fp16)."""
     threads: int | None = None
     """CPU threads; by default torch's choice."""
     as_published: bool = False
@@ -93,6 +104,10 @@ class RunConfig:
     """Run folder."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if get_origin(field.type) is Literal and (value := getattr(self, field.name)) not in get_args(field.type):
+                choices = ", ".join(get_args(field.type))
+                raise InvalidValueError(f"'{field.name}' must be one of {choices}. Got {value}.")
         for name in ("steps", "batch_size", "accumulate", "epochs"):
             if getattr(self, name) < 1:
                 raise InvalidValueError(f"'{name}' must be at least 1. Got {getattr(self, name)}.")
@@ -132,8 +147,8 @@ class RunConfig:
         lengths = self.max_length * (topics + 1) if len(self.max_length) == 1 else self.max_length
         if len(lengths) != topics + 1:
             raise InvalidValueError(
-                f"'max_length' needs one number, or {topics + 1} for {topics} topics and the retain corpus. "
-                f"Got {len(lengths)}."
+                f"'max_length' needs one number, or {topics + 1} for {topics} topic{'s' * (topics > 1)} and the retain "
+                f"corpus. Got {len(lengths)}."
             )
         return replace(self, max_length=lengths)
 
@@ -168,8 +183,8 @@ def plain(method: SteeringMethod, config: RunConfig) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "lethe": __version__,
-        "method": {"name": method_name(method), **dataclasses.asdict(method)},
-        "run": {key: _plain(value) for key, value in dataclasses.asdict(config).items()},
+        "method": {"name": method_name(method), **_plain(method)},
+        "run": _plain(config),
     }
 
 
@@ -180,18 +195,22 @@ def read_config(path: Path) -> tuple[SteeringMethod, RunConfig]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        version, method, run = content["format"], dict(content["method"]), dict(content["run"])
-        name = method.pop("name")
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}.\nName the config.yaml of a run folder.") from error
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{path} is not the config.yaml of a run: {_first_line(error)}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{path} is not YAML: {_first_line(error)}.") from error
+    if not isinstance(content, dict) or not isinstance(version := content.get("format"), int):
+        raise RunFolderError(f"{path} is not the config.yaml of a run: it has no 'format' number.")
     if version > FORMAT:
         raise RunFolderError(
-            f"{path} was written by a newer Lethe ({content.get('lethe')}; format {version}, this one reads {FORMAT}).\n"
-            "Upgrade: pip install --upgrade lethe-unlearn"
+            f"{path} was written by a newer Lethe ({content.get('lethe')}; format {version}, this one reads {FORMAT})."
+            "\nUpgrade: pip install --upgrade lethe-unlearn"
         )
-    return _build(method_class(name), method, path), _build(RunConfig, run, path)
+    method, run = content.get("method"), content.get("run")
+    if not isinstance(method, dict) or not isinstance(run, dict) or "name" not in method:
+        raise RunFolderError(f"{path} is not the config.yaml of a run: it needs 'method' with a 'name', and 'run'.")
+    settings = {key: value for key, value in method.items() if key != "name"}
+    return _build(method_class(str(method["name"])), settings, path), _build(RunConfig, run, path)
 
 
 def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:
@@ -199,22 +218,27 @@ def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:
     for key in values:
         if key not in fields:
             raise RunFolderError(f"{path}: {kind.__name__} has no setting '{key}'.{nearest(key, fields)}")
-    typed = {}
-    for key, value in values.items():
-        if value is not None and fields[key].type in (Path, Path | None):
-            typed[key] = Path(str(value))
-        else:
-            typed[key] = tuple(value) if isinstance(value, list) else value
     try:
-        return kind(**typed)
-    except TypeError as error:
+        return kind(**{key: _typed(value, fields[key].type) for key, value in values.items()})
+    except (TypeError, ValueError) as error:
         raise RunFolderError(f"{path}: {_first_line(error)}.") from error
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
+def _typed(value: Any, kind: Any) -> Any:
+    """A value of config.yaml as the setting's type has it."""
+    if value is not None and kind in (Path, Path | None):
+        return Path(str(value))
+    if get_origin(kind) is tuple:
+        return tuple(value) if isinstance(value, list) else (value,)
+    # YAML takes 5e-5, without a point, for text.
+    return float(value) if kind is float else value
+
+
+def _plain(settings: SteeringMethod | RunConfig) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(settings).items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -3,10 +3,8 @@
 No message of this module quotes a text: it names the file and the line, the paragraph or the row.
 """
 
-import difflib
 import io
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +16,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from lethe.textfiles import decoded, did_you_mean, field_names, json_rows
 from lethe.types import Batch, CorpusError, EmptyBatchError, InvalidValueError, Topic
 
 Counted = Literal["no-bos", "real-tokens", "all-tokens"]
@@ -157,6 +156,7 @@ def schedule(
     tokenizer: PreTrainedTokenizerBase,
     *,
     steps: int,
+    accumulate: int = 1,
     batch_size: int,
     epochs: int,
     max_lengths: Sequence[int],
@@ -166,15 +166,16 @@ def schedule(
     shuffle: bool,
     rng: torch.Generator,
 ) -> Schedule:
-    """Cut the corpora into the batches that `steps` steps need; `forget` has the texts of each topic by name.
+    """Cut the corpora into the batches that training needs; `forget` has the texts of each topic by name.
 
-    `max_lengths` has one entry for each topic and a last one for the retain corpus. A corpus with too few
-    batches starts again from its first one, up to `epochs` times. With `shuffle` each corpus has an order of
-    its own, and every step a retain batch of its own; without (published code) the corpora's order is kept,
-    and one retain batch serves one step of each topic in turn.
+    `steps` are the optimizer's; each takes `accumulate` steps of the schedule. `max_lengths` has one entry for each
+    topic and a last one for the retain corpus. A corpus with too few batches starts again from its first one, up to
+    `epochs` times. With `shuffle` each corpus has an order of its own, and every step a retain batch of its own;
+    without (published code) the corpora's order is kept, and one retain batch serves one step of each topic in turn.
     Raises: CorpusError if a corpus has too few rows; EmptyBatchError; InvalidValueError.
     """
-    for flag, value in (("topics", len(forget)), ("steps", steps), ("batch_size", batch_size), ("epochs", epochs)):
+    counts = {"topics": len(forget), "steps": steps, "accumulate": accumulate, "batch_size": batch_size}
+    for flag, value in {**counts, "epochs": epochs}.items():
         if value < 1:
             raise InvalidValueError(f"{flag!r} must be at least 1. Got {value}.")
     if len(max_lengths) != len(forget) + 1:
@@ -185,7 +186,7 @@ def schedule(
 
     def of_corpus(name: str, texts: list[str], max_length: int, steps_a_batch: int) -> tuple[Batch, ...]:
         """As many batches as the steps need, repeated where the corpus is too short."""
-        needed = math.ceil(steps / steps_a_batch)
+        needed = math.ceil(steps * accumulate / steps_a_batch)
         limit = needed * batch_size
         if chunk:  # A text gives several rows, so the order is drawn after cutting.
             rows = _ordered(encode(texts, tokenizer, max_length=max_length, chunk=True), shuffle, rng)[:limit]
@@ -199,11 +200,13 @@ def schedule(
         found = batches(rows, tokenizer, batch_size=batch_size, count=count, padding_side=padding_side, name=name)
         if len(found) * epochs < needed:
             repeated = f", {len(found) * epochs} in {epochs} epochs" if epochs > 1 else ""
+            accumulated = f" of {accumulate} batches" if accumulate > 1 else ""
+            most = len(found) * epochs * steps_a_batch // accumulate
             raise CorpusError(
                 f"{name} gives {_counted(len(found), 'batch')} of {batch_size} "
                 f"({_counted(len(rows), 'row')}){repeated}; "
-                f"{_counted(steps, 'step')} over {_counted(len(forget), 'topic')} need {needed}.\n"
-                f"Lower --steps to {len(found) * epochs * steps_a_batch}, "
+                f"{_counted(steps, 'step')}{accumulated} over {_counted(len(forget), 'topic')} need {needed}.\n"
+                f"Lower {f'--steps to {most}' if most else '--accumulate'}, "
                 f"or pass --epochs {math.ceil(needed / len(found))} to repeat it."
             )
         return tuple(itertools.islice(itertools.cycle(found), needed))
@@ -214,7 +217,8 @@ def schedule(
     )
     steps_a_batch = 1 if shuffle else len(forget)
     kept = of_corpus("retain corpus", retain, max_lengths[-1], steps_a_batch)
-    return Schedule(topics=topics, retain=tuple(kept[step // steps_a_batch] for step in range(steps)), steps=steps)
+    turns = steps * accumulate
+    return Schedule(topics=topics, retain=tuple(kept[step // steps_a_batch] for step in range(turns)), steps=turns)
 
 
 def _ordered(items: list[Any], shuffle: bool, rng: torch.Generator) -> list[Any]:
@@ -248,7 +252,7 @@ def _file_texts(path: Path, text_field: str, raw_lines: bool) -> Iterator[str]:
     suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".json", ".txt"):
         raise CorpusError(f"{path}: no corpus is read from {suffix or 'a file without suffix'}.\nGive {KINDS}.")
-    content = _decoded(path)
+    content = decoded(path, CorpusError).replace("\r\n", "\n")
     if not content.strip():
         raise CorpusError(f"{path} is empty.\nGive a corpus with at least one text.")
     if suffix == ".txt":
@@ -258,41 +262,8 @@ def _file_texts(path: Path, text_field: str, raw_lines: bool) -> Iterator[str]:
     elif suffix == ".jsonl" and raw_lines:
         yield from io.StringIO(content)
     else:
-        for where, row in _json_rows(path, content, is_array=suffix == ".json" and content.lstrip().startswith("[")):
+        for where, row in json_rows(path, content, CorpusError):
             yield _text(where, row, text_field)
-
-
-def _decoded(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror}.") from None
-    without_bom = content.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return without_bom.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        line = without_bom.count(b"\n", 0, error.start) + 1
-        byte = len(content) - len(without_bom) + error.start
-        raise CorpusError(f"{path}, line {line}: byte {byte} is not UTF-8.\nSave the file as UTF-8.") from None
-
-
-def _json_rows(path: Path, content: str, is_array: bool) -> Iterator[tuple[str, Any]]:
-    """Each row with its place in the file."""
-    for number, line in enumerate([content] if is_array else content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
-            line_number = error.lineno if is_array else number
-            raise CorpusError(
-                f"{path}, line {line_number}, column {error.colno}: not JSON ({error.msg}).\n"
-                f"{'The file' if is_array else 'Each line'} must be {'one array' if is_array else 'one object'}."
-            ) from None
-        if is_array:
-            yield from ((f"{path}, row {row}", value) for row, value in enumerate(found, start=1))
-        else:
-            yield f"{path}, line {number}", found
 
 
 def _text(where: str, row: Any, text_field: str) -> str:
@@ -302,7 +273,8 @@ def _text(where: str, row: Any, text_field: str) -> str:
         )
     if text_field not in row:
         raise CorpusError(
-            f"{where}: no field {text_field!r}; {_names(row)}.\nPass --text-field with the one that holds the text."
+            f"{where}: no field {text_field!r}; {field_names(row, 'fields')}.\n"
+            "Pass --text-field with the one that holds the text."
         )
     text = row[text_field]
     if not isinstance(text, str):
@@ -317,13 +289,6 @@ def _text(where: str, row: Any, text_field: str) -> str:
             f"{where}: field {text_field!r} holds half a surrogate pair (\\ud800 to \\udfff).\nRemove it."
         ) from None
     return text
-
-
-def _names(row: dict[str, Any]) -> str:
-    """The names of a row's fields; only their number where one of them looks like text."""
-    if all(re.fullmatch(r"[\w.-]{1,40}", name) for name in row):
-        return f"there is {', '.join(row) or 'none'}"
-    return f"there are {len(row)} fields, not all with plain names (is the header missing?)"
 
 
 def _dataset_texts(source: str | Path, text_field: str) -> Iterator[str]:
@@ -366,7 +331,8 @@ def _open_dataset(name: str, folder: Path, config: str) -> Any:
                 "It must come from save_to_disk, or hold parquet, jsonl or csv files with equal columns."
             ) from None
         raise CorpusError(
-            f"{name} is neither a file or folder here nor a dataset that the hub gives ({kind}: {reason[:200]}).\n"
+            f"{name} is neither a file or folder here nor a dataset that the hub gives ({kind}: {reason[:200]})"
+            f"{did_you_mean(folder)}\n"
             f"Give {KINDS}."
         ) from None
 
@@ -374,5 +340,4 @@ def _open_dataset(name: str, folder: Path, config: str) -> Any:
 def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"no corpus {path}: there is no folder {path.parent}.\nGive {KINDS}."
-    near = difflib.get_close_matches(path.name, [other.name for other in path.parent.iterdir()], n=1)
-    return f"no corpus {path}{f': did you mean {near[0]}?' if near else '.'}\nGive {KINDS}."
+    return f"no corpus {path}{did_you_mean(path)}\nGive {KINDS}."

@@ -73,15 +73,17 @@ def trainable_names(model: PreTrainedModel, layer: int, modules: tuple[str, ...]
     inside = {
         name: parameter for name, parameter in find_layers(model)[layer].named_parameters() if parameter.ndim in (2, 3)
     }
+    modules = tuple(module.removesuffix(".weight") for module in modules)
     wanted = modules or MLP_OUTPUTS
     found = tuple(f"{prefix}.{name}" for name in inside if name.removesuffix(".weight") in wanted)
-    missing = [module for module in modules if f"{module.removesuffix('.weight')}" not in _stems(inside)]
+    missing = [module for module in modules if module not in _stems(inside)]
     if found and not missing:
         return found
     has = ", ".join(sorted(_stems(inside))) or "no matrix"
     if modules:
         raise UnknownModuleError(
-            f"layer {layer} has no matrix named {', '.join(missing)}.\nLayer {layer} has: {has}. Pass one of these to --train-modules."
+            f"layer {layer} has no matrix named {', '.join(missing)}.\n"
+            f"Layer {layer} has: {has}. Pass one of these to --train-modules."
         )
     raise UnknownModuleError(
         f"no MLP output matrix is known for model_type '{model.config.model_type}'.\n"

@@ -1,10 +1,12 @@
 """The machine and the software of a run: devices, memory, versions."""
 
+import contextlib
 import os
 import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 import transformers
 
 from lethe import __version__
-from lethe.types import InvalidValueError
+from lethe.types import InvalidValueError, OutOfMemoryError
 
 
 def find_device(name: str) -> torch.device:
@@ -46,6 +48,23 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def explaining_memory(circumstances: str) -> Iterator[None]:
+    """Turn what allocators raise into one error, which tells under what circumstances and what to lower.
+
+    Raises: OutOfMemoryError.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # Allocators of CPUs and some GPUs raise a bare RuntimeError; an illegal memory access is another matter.
+        said = str(error).lower()
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and not any(f"{verb} memory" in said for verb in ("out of", "enough", "allocate")):
+            raise
+        raise OutOfMemoryError(f"out of memory {circumstances}") from error
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -1,16 +1,23 @@
-"""All metrics on all sets, before and after an edit."""
+"""All metrics on all sets: of one model, or before and after an edit."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import metrics
+from lethe import metrics, sources
+from lethe.config import RunConfig, read_config
+from lethe.environment import find_device
+from lethe.folder import RunFolder
 from lethe.patch import Patch
 from lethe.progress import Progress
 from lethe.protocols import Subject, discover
 from lethe.scoring import generate
-from lethe.types import EvalSet, Scores
+from lethe.types import EvalSet, Scores, UsageError
+from lethe.weights import load_model, load_tokenizer, model_folder
 
 SAMPLES = 4
 """Questions of each set whose answers are shown."""
@@ -73,3 +80,36 @@ def compare(
         for (name, question), earlier, now in zip(shown, said, says, strict=True)
     )
     return Comparison(before=before, after=after, samples=samples)
+
+
+def measure_target(target: str, given: Mapping[str, Any], progress: Progress) -> dict[str, Scores]:
+    """Measure a model, or the edited model of a run folder, by the run's settings changed by those given.
+
+    Raises: UsageError if there is nothing to measure it on; ModelError, CorpusError, QuestionError, RunFolderError.
+    """
+    run = RunFolder(Path(target))
+    patch = None
+    if run.config.exists():
+        run.require_patch()
+        _, config = read_config(run.config)
+        patch = Patch.load(run.patch)
+        config = dataclasses.replace(config, **given)
+        forget, retain = sources.read_corpora(config)
+    else:
+        config = RunConfig(model=target, **given)
+        model_folder(sources.model_source(target), config.revision)
+        forget, retain = sources.read_corpora(config, required=False)
+    sets = sources.eval_sets(config, forget, retain)
+    if not any(data.questions or data.texts for data in sets):
+        raise UsageError(
+            f"there is nothing to measure {target} on.\n"
+            "Pass --forget-questions, --retain-questions, --forget or --retain."
+        )
+    device = find_device(config.device)
+    source = sources.model_source(config.model)
+    dtype = sources.find_dtype(config.dtype, source, config.revision, device)
+    model = load_model(source, dtype=dtype, device=str(device), revision=config.revision)
+    originals = patch.apply_in_memory(model) if patch else {}
+    progress.phase("measure", len(sets))
+    subject = Subject(model=model, tokenizer=load_tokenizer(source, config.revision), originals=originals)
+    return measure(subject, sets, progress)

@@ -13,6 +13,8 @@ import yaml
 from lethe.checkpoint import Checkpoint
 from lethe.types import HistoryRow, Norms, RunFolderError, SaveError
 
+_FIRST = {"lock", "config.yaml.partial"}
+
 
 class RunFolder:
     """The files of one run: config.yaml, history.jsonl, checkpoint, patch.safetensors, report.json."""
@@ -35,13 +37,14 @@ class RunFolder:
 
         Raises: RunFolderError if it holds something else; the message names the settings that differ.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        # A run that was killed as it began leaves its lock and no config yet.
+        if not self.path.exists() or (self.path.is_dir() and {f.name for f in self.path.iterdir()} <= _FIRST):
             return False
         if not self.config.exists():
             raise RunFolderError(f"{self.path} exists and is no run folder.\nChoose another --out.")
         try:
             found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise RunFolderError(
                 f"{self.config} cannot be read.\nChoose another --out, or delete the folder."
             ) from error
@@ -69,6 +72,9 @@ class RunFolder:
                 raise RunFolderError(
                     f"another process is writing to {self.path}.\nWait for it, or choose another --out."
                 ) from error
+            # What a killed run was writing when it died.
+            for leftover in (*self.path.glob("*.partial"), *self.path.glob(f".{self.patch.name}.*.tmp")):
+                leftover.unlink()
             try:
                 if not resuming:
                     self.write_text("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -80,6 +86,13 @@ class RunFolder:
                 (self.path / "lock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
                     self.path.rmdir()
+
+    def require_patch(self) -> None:
+        """Raises: RunFolderError unless the folder holds the patch of a run."""
+        if not self.config.exists():
+            raise RunFolderError(f"{self.path} is not a run folder.\nGive the folder that was passed as --out.")
+        if not self.patch.exists():
+            raise RunFolderError(f"the run in {self.path} is not complete.\nRun the same command again to resume it.")
 
     def checkpoint(self) -> Checkpoint | None:
         """The checkpoint to go on from, if there is one."""

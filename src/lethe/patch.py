@@ -103,7 +103,7 @@ class Patch:
         """
         path = Path(path)
         if not path.is_file():
-            raise PatchError(f"there is no patch file {path}.")
+            raise PatchError(f"there is no patch file {path}.\nName the patch.safetensors of a run.")
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -111,7 +111,9 @@ class Patch:
         except (SafetensorError, OSError) as error:
             raise PatchError(f"{path} is corrupt or cut short: {error}\nMake or copy the patch again.") from error
         if "lethe" not in metadata:
-            raise PatchError(f"{path} is a safetensors file, but not a patch of Lethe (it has no 'lethe' metadata).")
+            raise PatchError(
+                f"{path} is a safetensors file, but not a patch of Lethe.\nName the patch.safetensors of a run."
+            )
         about = json.loads(metadata["lethe"])
         if about["format"] > FORMAT:
             raise PatchError(
@@ -213,7 +215,10 @@ def revert(edited: str | Path, out: str | Path) -> Path:
     """
     folder = Path(edited)
     if not (folder / _ORIGINALS).exists():
-        raise PatchError(f"{folder} cannot be reverted: {_ORIGINALS} is not there, so it is not an export of Lethe.")
+        raise PatchError(
+            f"{folder} cannot be reverted: without {_ORIGINALS} it is not an export of Lethe.\n"
+            "Name a folder that `lethe export` or `lethe apply` wrote."
+        )
     undo = Patch.load(folder / _ORIGINALS)
     files = checkpoint_files(folder)
     for name, expected in undo.base_hashes.items():

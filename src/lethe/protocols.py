@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -29,6 +29,9 @@ class SteeringMethod:
 
     source: ClassVar[str] = ""
     """The paper, and the section or equation, that the method comes from."""
+
+    on_builtin: ClassVar[Mapping[str, float]] = {}
+    """Settings, by field, that suit the small built-in model; they are the command line's defaults for it."""
 
     alpha: float = 10.0
     """Weight of the retain loss."""

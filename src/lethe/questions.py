@@ -4,15 +4,14 @@ No message of this module quotes a question or an answer: it names the file and 
 """
 
 import csv
-import difflib
 import io
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lethe.textfiles import decoded, did_you_mean, field_names, json_rows
 from lethe.types import InvalidValueError, Question, QuestionError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -28,7 +27,9 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     Raises: QuestionError.
     """
     path = Path(path).expanduser()
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+    content = _content(path)
+    is_csv = path.suffix.lower() == ".csv"
+    rows = _csv_rows(path, content) if is_csv else json_rows(path, content, QuestionError)
     questions = tuple(_question(where, row) for where, row in rows)
     if not questions:
         raise QuestionError(f"{path} holds no question.\nGive a file with at least one.")
@@ -67,7 +68,7 @@ def _question(where: str, row: Any) -> Question:
     prompt = next((name for name in ("prompt", "question") if name in row), None)
     if prompt is None or "answer" not in row:
         missing = "'answer'" if prompt else "'question' or 'prompt'"
-        raise QuestionError(f"{where}: no {missing}; {_names(row)}.\nName the column so.")
+        raise QuestionError(f"{where}: no {missing}; {field_names(row, 'columns')}.\nName the column so.")
     choices = _choices(where, row.get("choices"))
     return Question(
         prompt=_text(where, prompt, row[prompt]),
@@ -76,13 +77,6 @@ def _question(where: str, row: Any) -> Question:
         accepted=_texts(where, "accepted", row.get("accepted") or []),
         topic=_text(where, "topic", row["topic"]) if row.get("topic") else "",
     )
-
-
-def _names(row: dict[Any, Any]) -> str:
-    """The names of a row's columns; only their number where one of them looks like text."""
-    if all(re.fullmatch(r"[\w.-]{1,40}", name) for name in row):
-        return f"there is {', '.join(row) or 'none'}"
-    return f"there are {len(row)} columns, not all with plain names (is the header missing?)"
 
 
 def _text(where: str, name: str, value: Any) -> str:
@@ -149,53 +143,20 @@ def _answer_index(where: str, answer: str, choices: tuple[str, ...]) -> int:
     )
 
 
-def _decoded(path: Path) -> str:
+def _content(path: Path) -> str:
     if not path.is_file():
-        there = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, there, n=1)
-        raise QuestionError(
-            f"no question file {path}{f': did you mean {near[0]}?' if near else '.'}\n"
-            "Give a .jsonl, .json or .csv file."
-        )
+        raise QuestionError(f"no question file {path}{did_you_mean(path)}\nGive a .jsonl, .json or .csv file.")
     if path.suffix.lower() not in (".jsonl", ".json", ".csv"):
         raise QuestionError(
             f"{path}: no question is read from {path.suffix or 'a file without suffix'}.\n"
             "Give a .jsonl, .json or .csv file."
         )
-    try:
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-        return content.decode("utf-8")
-    except OSError as error:
-        raise QuestionError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise QuestionError(f"{path}, line {line}: a byte is not UTF-8.\nSave the file as UTF-8.") from None
+    return decoded(path, QuestionError)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Each row with its place in the file."""
-    content = _decoded(path)
-    is_array = path.suffix.lower() == ".json" and content.lstrip().startswith("[")
-    for number, line in enumerate([content] if is_array else content.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except json.JSONDecodeError as error:
-            line_number = error.lineno if is_array else number
-            raise QuestionError(
-                f"{path}, line {line_number}, column {error.colno}: not JSON ({error.msg}).\n"
-                f"{'The file' if is_array else 'Each line'} must be {'one array' if is_array else 'one object'}."
-            ) from None
-        if is_array:
-            yield from ((f"{path}, row {row}", value) for row, value in enumerate(found, start=1))
-        else:
-            yield f"{path}, line {number}", found
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, Any]]:
     """Each row with its place in the file, in the shape that a JSON row has; the header is not counted."""
-    reader = csv.DictReader(io.StringIO(_decoded(path), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
     number = 0
     try:
         for number, row in enumerate(reader, start=1):

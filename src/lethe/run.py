@@ -25,7 +25,7 @@ from lethe.progress import Progress
 from lethe.protocols import SteeringMethod
 from lethe.slice import LayerSlice
 from lethe.solvers import Gradient
-from lethe.types import HistoryRow, OutOfMemoryError, RunFolderError, Scores
+from lethe.types import HistoryRow, RunFolderError, Scores
 from lethe.weights import checkpoint_files, load_model, load_tokenizer, model_folder
 
 
@@ -61,10 +61,15 @@ def unlearn(
         torch.set_num_threads(config.threads)
     clock = _Clock(environment.find_device(config.device))
 
-    with _explaining_memory(config):
+    with environment.explaining_memory(
+        f"with layers 0..{config.layer}, {config.batch_size} rows of up to {max(config.max_length)} tokens.\n"
+        "Lower --batch-size (and raise --accumulate), --max-length or --layer, or pass --dtype bfloat16; "
+        "--evaluate none spares loading the whole model."
+    ):
         with clock.phase("load"):
             source = sources.model_source(config.model)
             dtype = sources.find_dtype(config.dtype, source, config.revision, clock.device)
+            sources.check_layer(config)
             tokenizer = load_tokenizer(source, config.revision)
             forget, retain = sources.read_corpora(config)
             sets = sources.eval_sets(config, forget, retain)
@@ -162,7 +167,7 @@ def _patch(layers: LayerSlice, method: SteeringMethod, config: RunConfig) -> Pat
     patch = Patch.from_parameters(
         layers.model,
         layers.delta(),
-        base=layers.model.name_or_path,
+        base=model_folder(sources.model_source(config.model), config.revision),
         method=method_name(method),
         config=about,
         versions={key: versions[key] for key in ("lethe", "torch", "transformers")},
@@ -231,17 +236,3 @@ class _Clock:
         whole = self.timing.pop(phase)
         self.timing[part] = {**whole, "seconds": seconds}
         self.timing[phase] = {**whole, "seconds": whole["seconds"] - seconds}
-
-
-@contextlib.contextmanager
-def _explaining_memory(config: RunConfig) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        raise OutOfMemoryError(
-            f"out of memory with layers 0..{config.layer}, {config.batch_size} rows of up to "
-            f"{max(config.max_length)} tokens.\nLower --batch-size (and raise --accumulate), --max-length or --layer, "
-            "or pass --dtype bfloat16; --evaluate none spares loading the whole model."
-        ) from error

@@ -252,7 +252,7 @@ class _Newline(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
 
-    def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.BoolTensor:  # noqa: ARG002 - the library's signature
+    def __call__(self, input_ids: torch.LongTensor, scores: object, **_: object) -> torch.BoolTensor:
         ended = ["\n" in text for text in self.tokenizer.batch_decode(input_ids[:, -1:])]
         return cast(torch.BoolTensor, torch.tensor(ended, device=input_ids.device))
 

@@ -82,10 +82,11 @@ class Gradient:
 
             target = method.forget_target(forget.frozen, state)
             h_forget = layers(forget)
-            forget_loss = masked_mse(h_forget, target, forget.batch.mask)
+            forget_loss = masked_mse(training.widen(h_forget), training.widen(target), forget.batch.mask)
             training.backward(forget_loss)
             h_retain = layers(retain)
-            retain_loss = masked_mse(h_retain, method.retain_target(retain.frozen, rng), retain.batch.mask)
+            kept = method.retain_target(retain.frozen, rng)
+            retain_loss = masked_mse(training.widen(h_retain), training.widen(kept), retain.batch.mask)
             training.backward(method.alpha * retain_loss)
 
             measures = history.measure(
@@ -99,15 +100,18 @@ class Gradient:
                 retain_loss=retain_loss,
                 gradients=[p.grad for p in layers.trained.values() if p.grad is not None],
             )
-            losses.append(measures["forget_loss"] + method.alpha * measures["retain_loss"])
+            loss = measures["forget_loss"] + method.alpha * measures["retain_loss"]
+            exploded = loss > EXPLODED * max(losses[:10], default=math.inf)
+            losses.append(loss)
             step = training.step
-            if not all(map(math.isfinite, measures.values())) or losses[-1] > EXPLODED * max(losses[:10]):
+            if exploded or not all(map(math.isfinite, measures.values())):
                 for name, parameter in layers.trained.items():
                     parameter.data.copy_(good[name])
                 raise DivergedError(
                     f"training diverged at step {step}: forget loss {measures['forget_loss']:.3g}, retain loss "
                     f"{measures['retain_loss']:.3g}, gradient norm {measures['gradient']:.3g}.\n"
-                    f"The weights of step {good_step} were kept. Lower --lr (now {self.lr:g}), --alpha or the target's length."
+                    f"The weights of step {good_step} were kept. "
+                    f"Lower --lr (now {self.lr:g}), --alpha or the target's length."
                 )
             training.after_batch()
             seconds = time.perf_counter() - started
@@ -133,8 +137,14 @@ class _Training:
         self.device = layers.device
         self.accumulate = solver.accumulate
         self.batches = 0
-        # A mean over a million coordinates has gradients below the smallest fp16 number.
-        self.scale = 2.0**14 if solver.fp32_masters and self.parameters[0].dtype == torch.float16 else 1.0
+        self.fp32_masters = solver.fp32_masters
+        # A mean over a million coordinates has gradients below the smallest fp16 number, one over few has not.
+        halves = solver.fp32_masters and self.parameters[0].dtype == torch.float16
+        self.scale = 2.0 ** round(math.log2(4 * layers.d_model)) if halves else 1.0
+
+    def widen(self, h: Tensor) -> Tensor:
+        """Losses beside fp32 masters are fp32: alpha times the scale is more than fp16 can hold."""
+        return h.float() if self.fp32_masters else h
 
     def backward(self, loss: Tensor) -> None:
         (loss * (self.scale / self.accumulate)).backward()
@@ -163,7 +173,6 @@ class _Training:
 
     def restore(self, saved: Checkpoint) -> None:
         self.step = saved.step
-        self.batches = saved.step * self.accumulate
         self.states = {
             topic: {key: value.to(self.device) for key, value in state.items()} for topic, state in saved.states.items()
         }

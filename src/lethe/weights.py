@@ -109,6 +109,24 @@ def load_model(
         raise InvalidValueError(f"device {device!r} cannot be used: {_first_line(error)}\nTry --device cpu.") from error
 
 
+def skeleton(model: str | Path, *, layers: int | None = None, revision: str | None = None) -> PreTrainedModel:
+    """The model without weights, on the meta device: names and shapes at no cost.
+
+    Raises: ModelError, InvalidLayerError.
+    """
+    folder = model_folder(model, revision)
+    config = _config(folder)
+    if layers is not None:
+        _keep_first_layers(config, layers, folder)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def count_layers(model: str | Path, revision: str | None = None) -> int:
+    """How many decoder layers a model has."""
+    return _config(model_folder(model, revision)).get_text_config(decoder=True).num_hidden_layers
+
+
 def load_tokenizer(model: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The model's own tokenizer; where it has no padding token, its end (or begin, or unknown) token serves.
 
@@ -127,7 +145,10 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> PreTrained
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions
-        raise ModelError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
+        raise ModelError(
+            f"the tokenizer in {folder} cannot be read ({type(error).__name__}: {_first_line(error)}).\n"
+            "Copy the tokenizer files of the base model into it."
+        ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
@@ -202,8 +223,11 @@ def checkpoint_files(folder: str | Path) -> dict[str, Path]:
             f"{folder} holds only pickled weights ({pickles[0].name}); a pickle can run code, so it is not read.\n"
             "Convert it to safetensors: https://huggingface.co/spaces/safetensors/convert"
         )
-    others = ", ".join(path.name for path in _matching(folder, ["*.safetensors"])) or "no .safetensors file"
-    raise ModelError(f"{folder} has no weights: neither {_SINGLE} nor {_INDEX} is there, but {others}.")
+    others = ", ".join(path.name for path in _matching(folder, ["*.safetensors"]))
+    found = f", but {others}" if others else ""
+    raise ModelError(
+        f"{folder} has no weights: neither {_SINGLE} nor {_INDEX} is there{found}.\nDownload the model again."
+    )
 
 
 def read_tensor(files: Mapping[str, Path], name: str) -> Tensor:
@@ -240,7 +264,7 @@ def _config(folder: Path) -> PreTrainedConfig:
     if not path.exists():
         if (folder / "adapter_config.json").exists():
             raise ModelError(f"{folder} is an adapter, not a model.\nMerge it into its base model and save that.")
-        raise ModelError(f"{folder} has no config.json, so it is not a Hugging Face model folder.")
+        raise ModelError(f"{folder} has no config.json, so it is not a Hugging Face model folder.\nName one that has.")
     if (folder / "adapter_config.json").exists():
         raise ModelError(f"{folder} holds an adapter besides the model.\nMerge it, or remove adapter_config.json.")
     settings = _read_json(path)
@@ -258,7 +282,7 @@ def _config(folder: Path) -> PreTrainedConfig:
     }
     named = settings.get("architectures") or [classes.get(model_type)]
     if settings.get("is_encoder_decoder") or model_type not in classes or not set(named) <= set(classes.values()):
-        what = settings.get("architectures", model_type)
+        what = ", ".join(settings.get("architectures") or [str(model_type)])
         raise ModelError(
             f"{folder} is not a causal language model: {what}.\nLethe needs a decoder-only one, with its head."
         )
@@ -291,7 +315,8 @@ def _refuse_invented_weights(report: dict[str, Any], folder: Path, layers: int |
         raise ModelError(f"{folder} lacks weights that its config.json asks for: {names[0]}{more}.\nDownload it again.")
     if report["mismatched_keys"]:
         name, stored, expected = sorted(report["mismatched_keys"])[0]
-        fix = "Its config.json belongs to other weights." if layers is None else "Its layers cannot be loaded in part."
+        partly = "" if layers is None else ", or its layers cannot be loaded in part"
+        fix = f"Its config.json belongs to other weights{partly}."
         raise ModelError(f"{folder}: {name} is stored as {tuple(stored)} but used as {tuple(expected)}.\n{fix}")
 
 

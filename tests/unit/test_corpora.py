@@ -541,6 +541,16 @@ SHORT = {
         "forget corpus 'a' gives 2 batches of 2 (4 rows), 6 in 3 epochs; 7 steps over 1 topic need 7.\n"
         "Lower --steps to 6, or pass --epochs 4 to repeat it.",
     ),
+    "accumulated": (
+        {"forget": {"a": words(0, 40)}, "retain": words(0, 11), "accumulate": 2},
+        "retain corpus gives 5 batches of 2 (11 rows); 4 steps of 2 batches over 1 topic need 8.\n"
+        "Lower --steps to 2, or pass --epochs 2 to repeat it.",
+    ),
+    "too few for one accumulated step": (
+        {"forget": {"a": words(0, 40)}, "retain": words(0, 4), "accumulate": 4},
+        "retain corpus gives 2 batches of 2 (4 rows); 4 steps of 4 batches over 1 topic need 16.\n"
+        "Lower --accumulate, or pass --epochs 8 to repeat it.",
+    ),
     "less than a batch": (
         {"forget": {"a": words(0, 1)}, "retain": words(0, 9), "epochs": 9},
         "forget corpus 'a' gives 1 row, fewer than one batch of 2.\nAdd texts, or lower --batch-size.",

@@ -231,7 +231,7 @@ FILE: dict[str, tuple[str, str | bytes, str]] = {
         '[\n{"question": "SECRET"',
         "{path}, line 2, column 22: not JSON (Expecting ',' delimiter).\nThe file must be one array.",
     ),
-    "bad bytes": ("q.csv", b"a\nSECRET\xff", "{path}, line 2: a byte is not UTF-8.\nSave the file as UTF-8."),
+    "bad bytes": ("q.csv", b"a\nSECRET\xff", "{path}, line 2: byte 8 is not UTF-8.\nSave the file as UTF-8."),
     "csv without header": (
         "q.csv",
         "SECRET of what?,SECRET,b,c,d,A\n" * 2,

@@ -1,5 +1,6 @@
 """Adaptive RMU: RMU whose target length follows the norm of the untouched forget activation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -20,6 +21,7 @@ class AdaptiveRMU(SteeringMethod):
     source: ClassVar[str] = (
         "Dang et al. 2025, On Effects of Steering Latent Representation, arXiv 2408.06223, section 5"
     )
+    on_builtin: ClassVar[Mapping[str, float]] = {"beta": 2.0, "alpha": 10.0}
 
     beta: float = 5.0
     """Length of the forget target as a multiple of the untouched activation's norm; the paper tries 2, 3, 5, 10."""
@@ -62,7 +64,7 @@ class AdaptiveRMU(SteeringMethod):
             length = (state["norm_sum"] / state["batches"])[None, None]
         elif self.norm == "sample":
             counted = frozen.mask.sum(dim=1).clamp(min=1)
-            length = ((frozen.norms() * frozen.mask).sum(dim=1) / counted)[:, None, None]
+            length = (frozen.norms().masked_fill(~frozen.mask, 0).sum(dim=1) / counted)[:, None, None]
         else:
             length = frozen.norms()[..., None]
         return (self.beta * length * state["direction"]).to(frozen.h.dtype)
@@ -73,4 +75,4 @@ class AdaptiveRMU(SteeringMethod):
 
 
 def _mean_norm(activation: Activation) -> Float[Tensor, "1"]:
-    return (activation.norms() * activation.mask).sum()[None] / activation.mask.sum()
+    return activation.norms().masked_fill(~activation.mask, 0).sum()[None] / activation.mask.sum()

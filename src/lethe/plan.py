@@ -1,0 +1,84 @@
+"""What a run would load, train and need, without loading a weight."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from lethe import decoder, sources
+from lethe.config import RunConfig
+from lethe.environment import find_device
+from lethe.weights import count_layers, skeleton
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of a run. Memory and time are estimates."""
+
+    layers: int
+    """Layers that training loads: 0..l."""
+    of: int
+    """Layers of the whole model."""
+    matrices: dict[str, tuple[int, ...]]
+    """Trained matrices and their shapes."""
+    weights_gb: float
+    """Weights that training loads."""
+    training_gb: float
+    """Initial and last good copies, gradients, fp32 masters and AdamW's moments of the trained matrices."""
+    patch_gb: float
+    evaluation_gb: float
+    """Weights of the whole model, which evaluation loads after training; 0 if it is skipped."""
+    step_flops: float
+    seconds: float
+    """Time of training if its matrix products ran at the rate of one measured here; evaluation comes on top."""
+
+
+def plan(config: RunConfig) -> Plan:
+    """Work out the cost of a run from the model's config alone.
+
+    Raises: ModelError, InvalidLayerError, UnknownModuleError.
+    """
+    sources.check_layer(config)
+    device = find_device(config.device)
+    source = sources.model_source(config.model)
+    dtype = sources.find_dtype(config.dtype, source, config.revision, device)
+    part = skeleton(source, layers=config.layer + 1, revision=config.revision)
+    names = [decoder.trainable_names(part, layer, config.train_modules) for layer in config.trained_layers]
+    parameters = dict(part.named_parameters())
+    trained = {name: tuple(parameters[name].shape) for name in sum(names, ())}
+    layers = decoder.find_layers(part)
+    per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+    inputs = {id(p) for p in part.get_input_embeddings().parameters()}
+    output = part.get_output_embeddings()
+    head = [p for p in output.parameters() if id(p) not in inputs] if output is not None else []
+    loaded = sum(p.numel() for p in part.parameters()) - sum(p.numel() for p in head)
+    moving = sum(parameters[name].numel() for name in trained)
+    size = dtype.itemsize
+    copies = 3 * size + 8 + (0 if dtype == torch.float32 or config.as_published else 8)
+    whole = 0 if config.evaluate == "none" else sum(p.numel() for p in skeleton(source).parameters())
+
+    tokens = config.batch_size * config.accumulate * max(config.max_length)
+    start = config.trained_layers[0]
+    replayed = sum(per_layer[start:])
+    # Forget and retain: record 0..l once, run the slice once, and go back through its inputs and trained weights.
+    products = 2 * (2 * sum(per_layer) + 2 * replayed + 2 * (replayed - per_layer[start]) + 2 * moving) * tokens
+    return Plan(
+        layers=config.layer + 1,
+        of=count_layers(source, config.revision),
+        matrices=trained,
+        weights_gb=loaded * size / 1e9,
+        training_gb=moving * copies / 1e9,
+        patch_gb=moving * size / 1e9,
+        evaluation_gb=whole * size / 1e9,
+        step_flops=float(products),
+        seconds=config.steps * products / _rate(device, dtype),
+    )
+
+
+def _rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of one matrix product on this device."""
+    a = torch.ones(1024, 1024, device=device, dtype=dtype)
+    (a @ a)[0, 0].item()
+    started = time.perf_counter()
+    (a @ a @ a @ a @ a)[0, 0].item()
+    return 4 * 2 * 1024**3 / (time.perf_counter() - started)

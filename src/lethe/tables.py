@@ -1,0 +1,236 @@
+"""What a terminal shows: results as tables, examples, progress bars. Nothing here writes to stdout."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Column, Table
+from rich.text import Text
+
+from lethe import methods as methods_folder
+from lethe import metrics as metrics_folder
+from lethe.diff import TensorDiff
+from lethe.plan import Plan
+from lethe.progress import Progress
+from lethe.protocols import discover
+
+PERCENT = ("multiple_choice", "exact_match", "answer_confidence")
+"""Metrics that are shares, shown in per cent."""
+
+EXAMPLES: dict[str, list[str]] = {
+    "demo": ["lethe demo"],
+    "unlearn": [
+        "lethe unlearn adaptive-rmu --model builtin --layer 5 --beta 2 --out runs/a",
+        "lethe unlearn rmu --model HuggingFaceH4/zephyr-7b-beta --forget cyber.jsonl --retain wiki.txt --out runs/b",
+        "lethe unlearn rmu --model ./my-model --forget a.jsonl --retain r.txt --layer 7 --dry-run",
+        "lethe unlearn runs/a/config.yaml --seed 1 --out runs/a1",
+    ],
+    "eval": [
+        "lethe eval builtin --split dev",
+        "lethe eval runs/a",
+        "lethe eval ./my-model --retain-questions mine.jsonl",
+    ],
+    "check": ["lethe check builtin --layer 5", "lethe check ./my-model --layer 7"],
+    "ls": ["lethe ls methods", "lethe ls runs"],
+    "report": ["lethe report runs/a", "lethe report runs/a runs/b --out runs/compare.html"],
+    "export": ["lethe export runs/a --to ./edited-model"],
+    "apply": ["lethe apply runs/a/patch.safetensors ./my-model --to ./edited-model"],
+    "revert": ["lethe revert ./edited-model --to ./my-model-again"],
+    "diff": ["lethe diff ./my-model ./edited-model"],
+}
+"""What one may copy, by command."""
+
+
+def before_after(report: Mapping[str, Any]) -> Table:
+    """Scores before and after, one row a metric and set."""
+    method = report["method"]
+    title = f"{method['name']} on {report['model']}, layer {report['config']['layer']}"
+    table = _table(title, "metric", "set", "before", "after", "n", "chance")
+    for name, after in _by_metric(report["after"]).items():
+        metric, _, data = name.partition("/")
+        chance = f"{100 * after['chance']:.0f} %" if "chance" in after else ""
+        table.add_row(
+            metric, data, _score(metric, report["before"][name]), _score(metric, after), str(after["n"]), chance
+        )
+    if not report["after"]:
+        table.caption = "Not measured (--evaluate none)."
+    return table
+
+
+def scores(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Scores of one model."""
+    table = _table("", "metric", "set", "value", "n", "chance")
+    for name, score in _by_metric(found).items():
+        metric, _, data = name.partition("/")
+        chance = f"{100 * score['chance']:.0f} %" if "chance" in score else ""
+        table.add_row(metric, data, _score(metric, score), str(score["n"]), chance)
+    return table
+
+
+def plan(settings: Mapping[str, Any], found: Plan) -> Table:
+    """The resolved settings and the plan of a run."""
+    table = _table("plan (nothing was run)", "what", "value")
+    for key, value in {**settings["method"], **settings["run"]}.items():
+        table.add_row(key, Text(_short(value)))
+    table.add_section()
+    table.add_row("layers loaded for training", f"{found.layers} of {found.of}")
+    for name, shape in found.matrices.items():
+        table.add_row("trained", Text(f"{name} {' x '.join(map(str, shape))}"))
+    table.add_row("weights loaded for training", f"{found.weights_gb:.2g} GB")
+    table.add_row("copies, gradients, optimizer", f"{found.training_gb:.2g} GB, and activations")
+    table.add_row("weights loaded for evaluation", f"{found.evaluation_gb:.2g} GB, after training")
+    table.add_row("patch", f"{found.patch_gb:.2g} GB")
+    table.add_row("a step", f"{found.step_flops / 1e9:.3g} GFLOP")
+    table.add_row("training, estimated", f"{found.seconds:.3g} s at this machine's rate of matrix products")
+    return table
+
+
+def methods() -> Table:
+    """Every discovered method."""
+    table = _table("", "method", "what it does", "source")
+    for name, kind in discover(methods_folder).items():
+        table.add_row(name, _first_line(kind), kind.source)  # type: ignore[attr-defined]
+    return table
+
+
+def metrics() -> Table:
+    """Every discovered metric."""
+    table = _table("", "metric", "what it measures", "source")
+    for name, kind in discover(metrics_folder).items():
+        table.add_row(name.replace("-", "_"), _first_line(kind), kind.source)  # type: ignore[attr-defined]
+    return table
+
+
+def runs(folder: Path) -> Table:
+    """Complete runs directly inside a folder."""
+    table = _table("", "run", "method", "model", "layer", "forget", "retain")
+    for path in sorted(folder.glob("*/report.json")):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            after = report["after"]
+            cells = [report["method"]["name"], report["model"], str(report["config"]["layer"])]
+        except (OSError, ValueError, KeyError) as error:
+            table.add_row(str(path.parent), f"unreadable report.json ({type(error).__name__})")
+            continue
+        for data in ("forget", "retain"):
+            name = next((f"{m}/{data}" for m in ("multiple_choice", "perplexity") if f"{m}/{data}" in after), None)
+            cells.append(f"{_score(name.partition('/')[0], after[name])}" if name else "not measured")
+        table.add_row(str(path.parent), *cells)
+    if not table.rows:
+        table.caption = f"No complete run in {folder}."
+    return table
+
+
+def differences(rows: Sequence[TensorDiff]) -> Table:
+    """How two checkpoints differ."""
+    table = _table("", "tensor", "layer", "kind", "relative norm", "effective rank", "shape")
+    for row in rows:
+        table.add_row(
+            row.name,
+            "" if row.layer is None else str(row.layer),
+            row.kind,
+            "" if row.relative_norm is None else f"{row.relative_norm:.3g}",
+            "" if row.effective_rank is None else f"{row.effective_rank:.1f}",
+            " x ".join(map(str, row.shape)),
+        )
+    if not rows:
+        table.caption = "No tensor differs."
+    return table
+
+
+def facts(title: str, found: Mapping[str, Any]) -> Table:
+    """Names and values."""
+    table = _table(title, "what", "value")
+    for name, value in found.items():
+        lines = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, entry in lines:
+            table.add_row(name, Text(f"{key} {_short(entry)}".strip()))
+    return table
+
+
+def commands(found: Mapping[str, str]) -> Table:
+    """The commands and what they do."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, what in found.items():
+        table.add_row(f"  {name}", what)
+    return table
+
+
+def as_rows(table: Table) -> list[dict[str, str]]:
+    """The cells of a table, for JSON."""
+    names = [str(column.header).replace(" ", "_") for column in table.columns]
+    columns = [list(column.cells) for column in table.columns]
+    return [dict(zip(names, map(str, row), strict=True)) for row in zip(*columns, strict=True)]
+
+
+class Bars(Progress):
+    """Progress bars on a console, one a phase."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.bars = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            # The note gives way where the terminal is narrow.
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            console=console,
+            expand=True,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.task is not None:
+            self.bars.stop()
+
+    def phase(self, name: str, total: int) -> None:
+        """A new bar."""
+        self.bars.start()
+        self.task = self.bars.add_task(name, total=total, note="")
+
+    def advance(self, note: str = "") -> None:
+        """One part more, and what was just done."""
+        self.bars.update(self.task, advance=1, note=note)
+
+    def warn(self, text: str) -> None:
+        """A line above the bars."""
+        self.console.print(Text.assemble(("warning:", "yellow"), f" {text}"))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = column in ("before", "after", "value", "n", "chance", "layer", "relative norm", "effective rank")
+        right = numeric and columns != ("what", "value")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _by_metric(found: Mapping[str, Any]) -> dict[str, Any]:
+    order = {metric: i for i, metric in enumerate(dict.fromkeys(name.partition("/")[0] for name in found))}
+    first = {"multiple_choice": -3, "exact_match": -2, "perplexity": -1}
+    return dict(sorted(found.items(), key=lambda item: first.get(m := item[0].partition("/")[0], order[m])))
+
+
+def _score(metric: str, score: Mapping[str, Any]) -> str:
+    if metric in PERCENT:
+        return f"{100 * score['value']:.1f} ± {100 * score['stderr']:.1f} %"
+    return f"{score['value']:.4g} ± {score['stderr']:.2g}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "default"
+    return "default" if value is None else str(value)
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().splitlines()[0]

@@ -1,0 +1,155 @@
+"""RMU and Adaptive RMU against the authors' loop, written out plainly: two whole models, hooks, all layers."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from transformers import PreTrainedModel
+
+from lethe.corpora import Schedule
+from lethe.decoder import find_layers, trainable_names
+from lethe.directions import random_unit
+from lethe.methods.adaptive_rmu import AdaptiveRMU
+from lethe.methods.rmu import RMU
+from lethe.protocols import SteeringMethod
+from lethe.slice import LayerSlice
+from lethe.solvers import Gradient
+from lethe.types import Batch, Topic
+
+LAYER, TRAINED, STEPS, TOPICS, LR = 3, (1, 2, 3), 6, ("bio", "cyber"), 1e-3
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 4},
+    "qwen2": {},
+    "gemma2": {"head_dim": 8, "sliding_window": 4},
+    "gpt_neox": {},
+    "phi3": {},
+}
+
+
+def published_schedule(tiny_batch: Any, **how: Any) -> Schedule:
+    """Topics in turn; one retain batch serves one step of each topic."""
+    topics = tuple(
+        Topic(name=name, batches=tuple(tiny_batch((9, 5, 7, 3 + i), seed=10 * n + i, **how) for i in range(3)))
+        for n, name in enumerate(TOPICS)
+    )
+    retain = [tiny_batch((8, 4, 6, 2), seed=100 + i, **how) for i in range(3)]
+    return Schedule(topics=topics, retain=tuple(retain[step // len(TOPICS)] for step in range(STEPS)), steps=STEPS)
+
+
+def forward(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Activations at the layer, caught by a hook in a forward of the whole model."""
+    seen: list[Any] = []
+    handle = find_layers(model)[LAYER].register_forward_hook(lambda _, __, output: seen.append(output))
+    model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long())
+    handle.remove()
+    return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+
+
+def mean_over_everything(h: Tensor, target: Tensor, batch: Batch) -> Tensor:
+    return mse_loss(h, target.expand_as(h))
+
+
+def mean_over_counted(h: Tensor, target: Tensor, batch: Batch) -> Tensor:
+    return (h - target)[batch.mask].square().mean()
+
+
+def naive_loop(
+    model: PreTrainedModel,
+    method: RMU | AdaptiveRMU,
+    schedule: Schedule,
+    mse: Callable[[Tensor, Tensor, Batch], Tensor],
+) -> dict[str, Tensor]:
+    """The published training loop; returns the named matrices after it."""
+    updated, frozen = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    names = sum((trainable_names(model, layer) for layer in TRAINED), ())
+    parameters = dict(updated.named_parameters())
+    assert all(parameter.requires_grad for parameter in parameters.values())
+    optimizer = torch.optim.AdamW([parameters[name] for name in names], lr=LR, eps=1e-6, weight_decay=0.0)
+    rng = torch.Generator().manual_seed(0)
+    units = [random_unit(32, "uniform", rng) for _ in TOPICS]
+    lengths: dict[int, float] = {}
+    for step in range(STEPS):
+        topic, index = step % len(TOPICS), step // len(TOPICS)
+        forget = schedule.topics[topic].batches[index]
+        retain = schedule.retain[step]
+        h_forget = forward(updated, forget)
+        if isinstance(method, RMU):
+            target = method.steering_coeff * units[topic]
+        else:
+            if topic not in lengths:
+                lengths[topic] = method.beta * h_forget.norm(dim=-1)[forget.mask].mean().item()
+            target = lengths[topic] * units[topic]
+        forget_loss = mse(h_forget, target, forget)
+        with torch.no_grad():
+            kept = forward(frozen, retain)
+        retain_loss = mse(forward(updated, retain), kept, retain)
+        (forget_loss + method.alpha * retain_loss).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: parameters[name].detach() for name in names}
+
+
+def ours(model: PreTrainedModel, method: SteeringMethod, schedule: Schedule) -> dict[str, Tensor]:
+    names = sum((trainable_names(model, layer) for layer in TRAINED), ())
+    layers = LayerSlice(copy.deepcopy(model), TRAINED[0], LAYER + 1, names)
+    Gradient(lr=LR, fp32_masters=False).solve(layers, method, schedule, torch.Generator().manual_seed(0))
+    return layers.delta()
+
+
+@pytest.mark.parametrize("method", [RMU(alpha=10.0), AdaptiveRMU(alpha=10.0)], ids=["rmu", "adaptive-rmu"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_published_gives_the_authors_weights(
+    tiny_model: Any, tiny_batch: Any, family: str, method: RMU | AdaptiveRMU
+) -> None:
+    model = tiny_model(family, **FAMILIES[family])
+    schedule = published_schedule(tiny_batch, side="left", count="all")
+    method = method.as_published()
+
+    expected = naive_loop(model, method, schedule, mean_over_everything)
+    found = ours(model, method, schedule)
+
+    start = dict(model.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (value - start[name]).abs().max() > 2 * LR
+        # A mean of norms may be summed in another order, so Adaptive RMU's length is not promised to the last bit.
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0 if isinstance(method, RMU) else 1e-6)
+
+
+@pytest.mark.parametrize("method", [RMU(alpha=10.0), AdaptiveRMU(alpha=10.0)], ids=["rmu", "adaptive-rmu"])
+def test_the_default_counts_real_tokens_without_bos(
+    tiny_model: Any, tiny_batch: Any, method: RMU | AdaptiveRMU
+) -> None:
+    model = tiny_model("llama")
+    schedule = published_schedule(tiny_batch, side="right", count="no-first")
+
+    expected = naive_loop(model, method, schedule, mean_over_counted)
+    over_everything = naive_loop(model, method, schedule, mean_over_everything)
+    found = ours(model, method, schedule)
+
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+        assert (found[name] - over_everything[name]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("family", "sixth"),
+    [
+        ("llama", "mlp.down_proj.weight"),
+        ("qwen2", "self_attn.o_proj.weight"),
+        ("qwen3", "mlp.gate_proj.weight"),
+        ("gemma3_text", "mlp.gate_proj.weight"),
+        ("olmo2", "mlp.gate_proj.weight"),
+    ],
+)
+def test_parameter_number_six_is_a_trap_and_names_are_not(tiny_model: Any, family: str, sixth: str) -> None:
+    model = tiny_model(family, head_dim=8)
+    prefix = "model.layers.2."
+
+    assert list(dict(find_layers(model)[2].named_parameters()))[6] == sixth
+    assert trainable_names(model, 2) == (f"{prefix}mlp.down_proj.weight",)

@@ -1,0 +1,273 @@
+"""The `lethe` command as a user meets it: help, spellings, one JSON object on stdout, replay, export, revert."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lethe import cli, tables, world
+from lethe.methods.adaptive_rmu import AdaptiveRMU
+from lethe.patch import Patch
+from lethe.weights import load_model
+
+SHORT = "--layer 2 --steps 4 --max-length 24 --lr 1e-3"
+FOREIGN = f"unlearn rmu --model tiny --forget forget.jsonl --retain retain.txt {SHORT}"
+BUILTIN = "unlearn adaptive-rmu --steps 2 --limit 4"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, corpora, and a complete run of each kind: `foreign` and `own`."""
+    root = tmp_path_factory.mktemp("workplace")
+    settings = json.loads((world.MODEL_FOLDER / "config.json").read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=settings["vocab_size"],
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                max_position_embeddings=64,
+            )
+        )
+    model.save_pretrained(root / "tiny")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(world.MODEL_FOLDER / name, root / "tiny")
+    rows = ({"text": f"The red stone number {i} burns in water."} for i in range(24))
+    (root / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "retain.txt").write_text("\n\n".join(f"A calm river of {i} boats." for i in range(24)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr("lethe.sources.TEXTS", 4)
+        for command in (f"{FOREIGN} --out foreign", f"{BUILTIN} --out own"):
+            with pytest.raises(SystemExit, match=r"^0$"):
+                cli.main(command.split())
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("lethe.sources.TEXTS", 4)
+    verbosity = transformers.utils.logging.get_verbosity()
+    yield
+    transformers.utils.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+
+
+Lethe = Callable[..., str]
+
+
+@pytest.fixture
+def lethe(capsys: pytest.CaptureFixture[str]) -> Lethe:
+    """Runs a command that must succeed, and returns its stdout; `lethe.err` is its stderr."""
+
+    def run(command: str, *more: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([*command.split(), *more])
+        out, run.err = capsys.readouterr()  # type: ignore[attr-defined]
+        assert exit_.value.code in (0, None), run.err  # type: ignore[attr-defined]
+        return out
+
+    return run
+
+
+def sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "unlearn rmu", "unlearn adaptive-rmu", "unlearn own/config.yaml"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_ends_with_examples(command: str, flag: str, lethe: Lethe) -> None:
+    out = lethe(f"{command} {flag}")
+    examples = tables.EXAMPLES[command.split()[0]]
+    assert out.endswith("\nExamples:\n" + "".join(f"  {line}\n" for line in examples))
+    assert lethe.err == ""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", ["", "--help", "-h", "help"])
+def test_help_of_all_names_every_command(command: str, lethe: Lethe) -> None:
+    out = lethe(command)
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in out
+        for example in tables.EXAMPLES[name]:
+            assert f"  {example}\n" in out
+
+
+def test_the_version_is_a_line_of_its_own(lethe: Lethe) -> None:
+    assert lethe("--version") == "0.1.0\n"
+
+
+@pytest.mark.parametrize(("command", "examples"), tables.EXAMPLES.items(), ids=list(tables.EXAMPLES))
+def test_examples_use_flags_that_exist(command: str, examples: list[str], lethe: Lethe) -> None:
+    options, _, _ = lethe(f"{'unlearn adaptive-rmu' if command == 'unlearn' else command} --help").partition(
+        "Examples:"
+    )
+    for example in examples:
+        words = example.split()
+        assert words[:2] == ["lethe", command]
+        for flag in (word for word in words if word.startswith("--")):
+            assert re.search(rf"{flag}\b", options)
+
+
+# Spelling
+
+
+@pytest.mark.parametrize("spelling", ["--batch-size 3", "--batch_size 3", "--batch-size=3", "--batch_size=3"])
+def test_hyphen_and_underscore_are_alike(spelling: str, lethe: Lethe) -> None:
+    assert json.loads(lethe(f"{FOREIGN} {spelling} --dry-run --json"))["run"]["batch_size"] == 3
+
+
+def test_methods_are_spelt_either_way(lethe: Lethe) -> None:
+    settings = [json.loads(lethe(f"unlearn {name} --dry-run --json")) for name in ("adaptive-rmu", "adaptive_rmu")]
+    assert settings[0]["method"] == settings[1]["method"]
+
+
+@pytest.mark.parametrize("model", ["--model tiny", "--model=tiny"])
+def test_defaults_are_those_that_suit_the_model(model: str, lethe: Lethe) -> None:
+    own = json.loads(lethe("unlearn adaptive-rmu --dry-run --json"))
+    foreign = json.loads(lethe(f"unlearn adaptive-rmu {model} --layer 2 --dry-run --json"))
+    for name, value in {"layer": 5, "steps": 100, "batch_size": 8, "max_length": [128], "lr": 1e-2}.items():
+        assert own["run"][name] == value
+    assert own["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU(**AdaptiveRMU.on_builtin))}
+    for name, value in {"steps": 150, "batch_size": 4, "max_length": [512], "lr": 5e-5}.items():
+        assert foreign["run"][name] == value
+    assert foreign["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU())}
+
+
+# One JSON object, or one table
+
+
+def only_progress(err: str) -> bool:
+    return all(re.match(r"(unlearn|measure).* \d+/\d+ ", line) for line in err.splitlines() if line.strip())
+
+
+COMMANDS_WITH_JSON = {
+    "unlearn": (f"{FOREIGN} --out fresh", {"folder", "command", "model", "method", "before", "after", "patch"}),
+    "dry run": (f"{FOREIGN} --dry-run", {"format", "method", "run", "plan"}),
+    "eval of a run": ("eval foreign", {"model", "scores"}),
+    "eval of a model": ("eval builtin --limit 4", {"model", "scores"}),
+    "check": ("check tiny --layer 2", {"model_type", "d_model", "trained"}),
+    "ls methods": ("ls methods", {"methods"}),
+    "ls metrics": ("ls metrics", {"metrics"}),
+    "ls runs": ("ls runs .", {"runs"}),
+    "diff": ("diff tiny tiny", {"differences"}),
+}
+
+
+@pytest.mark.parametrize(("command", "keys"), COMMANDS_WITH_JSON.values(), ids=list(COMMANDS_WITH_JSON))
+def test_stdout_is_one_json_object(command: str, keys: set[str], lethe: Lethe) -> None:
+    found = json.loads(lethe(f"{command} --json"))
+    assert isinstance(found, dict)
+    assert keys <= found.keys()
+    assert only_progress(lethe.err)  # type: ignore[attr-defined]
+    shutil.rmtree("fresh", ignore_errors=True)
+
+
+def test_demo_prints_the_same_as_its_report(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "ON_BUILTIN", {**cli.ON_BUILTIN, "steps": 2, "limit": 4})
+    found = json.loads(lethe("demo --out demo --json"))
+    report = json.loads(Path("demo/report.json").read_text())
+    assert (found["before"], found["after"]) == (report["before"], report["after"])
+    assert {"multiple_choice/forget", "exact_match/retain", "perplexity/retain"} <= found["after"].keys()
+    assert only_progress(lethe.err)  # type: ignore[attr-defined]
+    table = lethe("demo --out demo").splitlines()
+    assert table[0] == "adaptive-rmu on builtin, layer 5"
+    assert table[-1] == "report: demo/report.html"
+    assert lethe.err == "demo holds this run already, complete.\n"  # type: ignore[attr-defined]
+
+
+def test_a_complete_run_is_shown_again_and_nothing_is_written(lethe: Lethe) -> None:
+    before = {path: sha256(path) for path in Path("foreign").iterdir()}
+    first = lethe(f"{FOREIGN} --out foreign")
+    assert first == lethe(f"{FOREIGN} --out foreign")
+    assert first.startswith("rmu on tiny, layer 2\n")
+    assert {path: sha256(path) for path in Path("foreign").iterdir()} == before
+
+
+def test_a_dry_run_touches_nothing(lethe: Lethe) -> None:
+    before = sorted(Path().rglob("*"))
+    out = lethe(f"{FOREIGN} --out nowhere --dry-run")
+    assert "layers loaded for training" in out
+    assert "3 of 4" in out
+    assert "model.layers.2.mlp.down_proj.weight 16 x 24" in out
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_runs_are_listed_with_their_scores(lethe: Lethe) -> None:
+    rows = {row["run"]: row for row in json.loads(lethe("ls runs . --json"))["runs"]}
+    assert rows["foreign"]["method"] == "rmu"
+    assert rows["own"]["forget"].endswith("%")
+
+
+def test_names_with_brackets_come_out_whole_and_on_one_line(lethe: Lethe) -> None:
+    folder = Path("[bold]a" + 60 * "x", ":smile:")
+    shutil.copytree("foreign", folder)
+    try:
+        assert lethe("report", str(folder)) == f"{folder}/report.html\n"
+        assert f"\n{folder} " in lethe("ls runs", str(folder.parent))
+    finally:
+        shutil.rmtree(folder.parent)
+
+
+# Replay, export, revert
+
+
+def test_a_config_replays_to_the_same_patch(lethe: Lethe) -> None:
+    lethe("unlearn foreign/config.yaml --out replayed")
+    assert sha256("replayed/patch.safetensors") == sha256("foreign/patch.safetensors")
+    shutil.rmtree("replayed")
+
+
+@pytest.mark.parametrize(("run", "base"), [("foreign", "tiny"), ("own", str(world.MODEL_FOLDER))])
+def test_an_export_is_the_patched_model_and_reverts_to_its_base(
+    run: str, base: str, lethe: Lethe, tmp_path: Path
+) -> None:
+    exported, reverted = tmp_path / "exported", tmp_path / "reverted"
+    assert lethe(f"export {run} --to {exported}") == f"{exported}\n"
+    model = load_model(base)
+    Patch.load(f"{run}/patch.safetensors").apply_in_memory(model)
+    ids = torch.arange(3, 27)[None]
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(exported)(input_ids=ids).logits
+        assert torch.equal(plain, model(input_ids=ids).logits)
+        assert not torch.equal(plain, load_model(base)(input_ids=ids).logits)
+
+    assert lethe(f"revert {exported} --to {reverted}") == f"{reverted}\n"
+    assert sha256(reverted / "model.safetensors") == sha256(Path(base, "model.safetensors"))
+    assert "No tensor differs." in lethe(f"diff {base} {reverted}")
+
+
+def test_apply_writes_what_export_writes(lethe: Lethe, tmp_path: Path) -> None:
+    lethe(f"export foreign --to {tmp_path / 'a'}")
+    lethe(f"apply foreign/patch.safetensors tiny --to {tmp_path / 'b'}")
+    assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
+    rows: list[dict[str, Any]] = json.loads(lethe(f"diff tiny {tmp_path / 'a'} --json"))["differences"]
+    assert [row["name"] for row in rows] == [f"model.layers.{i}.mlp.down_proj.weight" for i in range(3)]
+    assert all(row["kind"] == "changed" and row["relative_norm"] > 0 for row in rows)
+
+
+def test_eval_of_a_run_repeats_its_scores(lethe: Lethe) -> None:
+    report = json.loads(Path("own/report.json").read_text())
+    found = json.loads(lethe("eval own --json"))["scores"]
+    for name in ("multiple_choice/forget", "exact_match/retain", "perplexity/retain"):
+        assert found[name]["value"] == pytest.approx(report["after"][name]["value"], abs=1e-9)
+
+
+def test_several_runs_are_compared_on_one_page(lethe: Lethe, tmp_path: Path) -> None:
+    assert lethe(f"report foreign own --out {tmp_path / 'c.html'}") == f"{tmp_path / 'c.html'}\n"
+    assert (tmp_path / "c.html").stat().st_size > 1000
