@@ -111,7 +111,6 @@ def needed_flops() -> int:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

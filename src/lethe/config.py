@@ -226,8 +226,8 @@ def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:
 
 def _typed(value: Any, kind: Any) -> Any:
     """A value of config.yaml as the setting's type has it."""
-    if value is not None and kind in (Path, Path | None):
-        return Path(str(value))
+    if kind in (Path, Path | None):
+        return None if value is None else Path(str(value))
     if get_origin(kind) is tuple:
         return tuple(value) if isinstance(value, list) else (value,)
     # YAML takes 5e-5, without a point, for text.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ CHOICES = {
 @pytest.mark.parametrize(("name", "value", "message"), [(name, *row) for name, row in CHOICES.items()], ids=CHOICES)
 def test_a_choice_that_is_not_offered_is_refused(name: str, value: str, message: str, untyped: None) -> None:
     with pytest.raises(InvalidValueError) as caught:
-        RunConfig(model="builtin", **{name: value})
+        replace(RunConfig(model="builtin"), **{name: value})
     assert str(caught.value) == message
 
 

@@ -41,7 +41,15 @@ SETS = ("forget", "adjacent", "retain")
 
 
 def settings(out: Path, **changes: Any) -> RunConfig:
-    small = {"layer": 3, "steps": 4, "batch_size": 2, "max_length": (32,), "lr": 1e-2, "limit": 4, "evaluate": "none"}
+    small: dict[str, Any] = {
+        "layer": 3,
+        "steps": 4,
+        "batch_size": 2,
+        "max_length": (32,),
+        "lr": 1e-2,
+        "limit": 4,
+        "evaluate": "none",
+    }
     return RunConfig(**{"model": "builtin", "out": out} | small | changes)
 
 

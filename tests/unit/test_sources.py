@@ -33,7 +33,8 @@ def corpus(folder: Path, name: str, texts: list[str]) -> str:
 
 
 def config(**settings: Any) -> RunConfig:
-    return RunConfig(**{"model": "some/model", "retain": "r.jsonl"} | settings)
+    defaults: dict[str, Any] = {"model": "some/model", "retain": "r.jsonl"}
+    return RunConfig(**defaults | settings)
 
 
 # Corpora
