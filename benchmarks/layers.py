@@ -130,7 +130,7 @@ def draw(curves: dict[str, list[list[dict[str, float]]]]) -> Figure:
         axis.set(xlabel="layer", title=f"{data} questions", ylim=(-3, 103))
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("per cent correct")
-    axes[1].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[1].legend(frameon=False, fontsize=8, loc="center")
     return figure
 
 

@@ -12,9 +12,9 @@ ROOT = Path(lethe.__file__).parent
 
 FLOORS = (
     ("types", "progress", "__version__"),
+    ("decoder", "directions", "environment", "losses", "saving", "textfiles", "weights"),
     # report reads run folders only, so it needs nothing of what wrote them.
-    ("decoder", "directions", "environment", "losses", "report", "textfiles", "weights"),
-    ("checkpoint", "corpora", "diff", "history", "patch", "questions", "slice"),
+    ("checkpoint", "corpora", "diff", "history", "patch", "questions", "report", "slice"),
     ("folder", "protocols"),
     ("methods", "scoring", "solvers"),
     ("config", "metrics", "world"),

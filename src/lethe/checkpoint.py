@@ -1,8 +1,6 @@
 """Everything needed to go on with an interrupted training, as one safetensors file."""
 
-import contextlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lethe.types import RunFolderError, SaveError, State
+from lethe.saving import replacing
+from lethe.types import RunFolderError, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +34,8 @@ class Checkpoint:
             # A topic may be named by a path, so the key's parts are joined by a sign that no path has.
             tensors |= {f"state\t{topic}\t{key}": value.contiguous() for key, value in state.items()}
         tensors["rng"] = self.rng.get_state()
-        partial = path.with_name(path.name + ".partial")
-        try:
+        with replacing(path) as partial:
             save_file(tensors, partial, metadata={"lethe": json.dumps({"step": self.step})})
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise SaveError(f"cannot write {path}: {error}.\nFree some space or choose another --out.") from error
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":

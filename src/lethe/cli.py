@@ -229,7 +229,7 @@ def export(run: Positional[Path], to: Path) -> None:
 
     folder = RunFolder(run)
     folder.require_patch()
-    _, settings = configs.read_config(folder.config)
+    settings = configs.read_run_config(folder.config)
     _written(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to), to)
 
 

@@ -13,10 +13,7 @@ import yaml
 from lethe import __version__, methods
 from lethe.corpora import Counted
 from lethe.protocols import SteeringMethod, discover, kebab
-from lethe.types import InvalidLayerError, InvalidValueError, RunFolderError, UnknownNameError
-
-FORMAT = 1
-"""Version of the run folder's files."""
+from lethe.types import RUN_FORMAT, InvalidLayerError, InvalidValueError, RunFolderError, UnknownNameError
 
 BUILTIN = "builtin"
 """Name of the shipped model, and of its corpora."""
@@ -181,7 +178,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def plain(method: SteeringMethod, config: RunConfig) -> dict[str, Any]:
     """Method and config as JSON types, the content of config.yaml."""
     return {
-        "format": FORMAT,
+        "format": RUN_FORMAT,
         "lethe": __version__,
         "method": {"name": method_name(method), **_plain(method)},
         "run": _plain(config),
@@ -193,6 +190,20 @@ def read_config(path: Path) -> tuple[SteeringMethod, RunConfig]:
 
     Raises: RunFolderError for a file that is missing, broken, of a newer version, or has an unknown key.
     """
+    content = _content(path)
+    settings = {key: value for key, value in content["method"].items() if key != "name"}
+    return _build(method_class(str(content["method"]["name"])), settings, path), read_run_config(path)
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """The config alone: of a run of anybody's own method, too.
+
+    Raises: RunFolderError, as `read_config`.
+    """
+    return _build(RunConfig, _content(path)["run"], path)
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -201,16 +212,15 @@ def read_config(path: Path) -> tuple[SteeringMethod, RunConfig]:
         raise RunFolderError(f"{path} is not YAML: {_first_line(error)}.") from error
     if not isinstance(content, dict) or not isinstance(version := content.get("format"), int):
         raise RunFolderError(f"{path} is not the config.yaml of a run: it has no 'format' number.")
-    if version > FORMAT:
+    if version > RUN_FORMAT:
         raise RunFolderError(
-            f"{path} was written by a newer Lethe ({content.get('lethe')}; format {version}, this one reads {FORMAT})."
-            "\nUpgrade: pip install --upgrade lethe-unlearn"
+            f"{path} was written by a newer Lethe ({content.get('lethe')}; format {version}, this one reads "
+            f"{RUN_FORMAT}).\nUpgrade: pip install --upgrade lethe-unlearn"
         )
     method, run = content.get("method"), content.get("run")
     if not isinstance(method, dict) or not isinstance(run, dict) or "name" not in method:
         raise RunFolderError(f"{path} is not the config.yaml of a run: it needs 'method' with a 'name', and 'run'.")
-    settings = {key: value for key, value in method.items() if key != "name"}
-    return _build(method_class(str(method["name"])), settings, path), _build(RunConfig, run, path)
+    return content
 
 
 def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:

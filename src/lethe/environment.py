@@ -34,6 +34,17 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Compute with so many CPU threads for as long as the context lasts; None leaves torch's choice."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def peak_mb(device: torch.device) -> float:
     """Highest memory so far in MB: allocated on a GPU, resident of the whole process on a CPU."""
     if device.type == "cuda":
@@ -72,7 +83,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     found: dict[str, Any] = {
         "lethe": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe import metrics, sources
-from lethe.config import RunConfig, read_config
+from lethe.config import RunConfig, read_run_config
 from lethe.environment import find_device
 from lethe.folder import RunFolder
 from lethe.patch import Patch
@@ -91,9 +91,8 @@ def measure_target(target: str, given: Mapping[str, Any], progress: Progress) ->
     patch = None
     if run.config.exists():
         run.require_patch()
-        _, config = read_config(run.config)
+        config = dataclasses.replace(read_run_config(run.config), **given)
         patch = Patch.load(run.patch)
-        config = dataclasses.replace(config, **given)
         forget, retain = sources.read_corpora(config)
     else:
         config = RunConfig(model=target, **given)

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import yaml
 
 from lethe.checkpoint import Checkpoint
-from lethe.types import HistoryRow, Norms, RunFolderError, SaveError
+from lethe.saving import saving, write_text
+from lethe.types import HistoryRow, Norms, RunFolderError
 
 _FIRST = {"lock", "config.yaml.partial"}
 
@@ -61,8 +61,8 @@ class RunFolder:
 
         Raises: RunFolderError if another process writes to it; SaveError if it cannot be created.
         """
-        resuming = self.holds(config)
-        with _saving(self.path):
+        self.holds(config)
+        with saving(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")
         with lock:
@@ -73,11 +73,10 @@ class RunFolder:
                     f"another process is writing to {self.path}.\nWait for it, or choose another --out."
                 ) from error
             # What a killed run was writing when it died.
-            for leftover in (*self.path.glob("*.partial"), *self.path.glob(f".{self.patch.name}.*.tmp")):
+            for leftover in self.path.glob("*.partial"):
                 leftover.unlink()
             try:
-                if not resuming:
-                    self.write_text("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+                write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
                 yield self
             finally:
                 if not (self.is_complete or self._checkpoint.exists()):
@@ -119,43 +118,17 @@ class RunFolder:
             if row.step >= until:
                 break
             rows.append(row)
-        self.write_text("history.jsonl", "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+        write_text(self._history, "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
         return rows
 
     def append_history(self, row: HistoryRow) -> None:
         """Add a step."""
-        with _saving(self._history), self._history.open("a", encoding="utf-8") as file:
+        with saving(self._history), self._history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row.as_dict()) + "\n")
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, renamed into place."""
-        self.write_text(name, json.dumps(content, indent=1) + "\n")
-
-    def write_text(self, name: str, content: str) -> None:
-        """Write a text file, renamed into place.
-
-        Raises: SaveError.
-        """
-        partial = self.path / f"{name}.partial"
-        with _saving(self.path / name):
-            try:
-                with partial.open("w", encoding="utf-8") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, self.path / name)
-            finally:
-                partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _saving(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SaveError(
-            f"cannot write {path}: {error.strerror or error}.\nFree some space, or choose another --out."
-        ) from error
+        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
 
 
 def _row(values: dict[str, Any]) -> HistoryRow:
@@ -165,7 +138,7 @@ def _row(values: dict[str, Any]) -> HistoryRow:
 
 def _differing(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in {*found, *wanted} - {"out", "lethe"}:
+        for key in {*found, *wanted} - {"out", "lethe", "evaluate"}:
             yield from _differing(found.get(key), wanted.get(key), key)
     elif found != wanted:
         yield f"{name} is {found}, not {wanted}"

@@ -5,7 +5,6 @@ keeps the opposite patch in `lethe/originals.safetensors`, so that `revert` need
 """
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from lethe.saving import replacing, saving
 from lethe.types import PatchError, SaveError
 from lethe.weights import checkpoint_files, model_folder, read_tensor, tensor_hash, tensor_hashes
 
@@ -86,14 +86,10 @@ class Patch:
         Raises: SaveError.
         """
         path = Path(path)
-        with _saving(path):
+        with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _temporary(path) as temporary:
-                with temporary.open("wb") as file:
-                    file.write(self._content())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
+        with replacing(path) as partial:
+            partial.write_bytes(self._content())
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
@@ -296,18 +292,9 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that is `out` once the context ends without an error, and nothing otherwise."""
-    with _saving(out):
+    with saving(out):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise SaveError(f"{out} exists already and is not an empty folder.\nName a new one.")
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -319,13 +306,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
             os.replace(fresh, out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _saving(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        fix = "Free some space, or name another disk." if full else "Name a path that you may write to."
-        raise SaveError(f"{path} could not be written: {error.strerror or error}\n{fix}") from error

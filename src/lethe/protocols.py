@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe.slice import LayerSlice
-from lethe.types import Activation, EvalSet, Scores, State, Topic
+from lethe.types import Activation, EvalSet, InvalidValueError, Scores, State, Topic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,11 @@ class SteeringMethod:
 
     alpha: float = 10.0
     """Weight of the retain loss."""
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+                raise InvalidValueError(f"'{name}' must be a number of 0 or more. Got {value}.")
 
     def prepare(self, layers: LayerSlice, topic: Topic, rng: torch.Generator) -> State:
         """What is found once per topic, just before the topic's first step."""

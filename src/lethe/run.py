@@ -25,7 +25,7 @@ from lethe.progress import Progress
 from lethe.protocols import SteeringMethod
 from lethe.slice import LayerSlice
 from lethe.solvers import Gradient
-from lethe.types import HistoryRow, RunFolderError, Scores
+from lethe.types import RUN_FORMAT, HistoryRow, RunFolderError, Scores
 from lethe.weights import checkpoint_files, load_model, load_tokenizer, model_folder
 
 
@@ -57,14 +57,15 @@ def unlearn(
     folder = RunFolder(config.out)
     if folder.holds(about) and folder.is_complete:
         raise RunFolderError(f"{config.out} holds this run, complete.\nChoose another --out, or delete the folder.")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     clock = _Clock(environment.find_device(config.device))
 
-    with environment.explaining_memory(
-        f"with layers 0..{config.layer}, {config.batch_size} rows of up to {max(config.max_length)} tokens.\n"
-        "Lower --batch-size (and raise --accumulate), --max-length or --layer, or pass --dtype bfloat16; "
-        "--evaluate none spares loading the whole model."
+    with (
+        environment.threads(config.threads),
+        environment.explaining_memory(
+            f"with layers 0..{config.layer}, {config.batch_size} rows of up to {max(config.max_length)} tokens.\n"
+            "Lower --batch-size (and raise --accumulate), --max-length or --layer, or pass --dtype bfloat16; "
+            "--evaluate none spares loading the whole model."
+        ),
     ):
         with clock.phase("load"):
             source = sources.model_source(config.model)
@@ -78,7 +79,8 @@ def unlearn(
             layers.check(plan.at(0)[1])
         with folder.open(about):
             with clock.phase("train"):
-                history, warnings = _train(layers, method, config, plan, folder, progress)
+                history = _train(layers, method, config, plan, folder, progress)
+                warnings = stalled(history)
             clock.split("train", "record", layers.recording_seconds)
             patch = _patch(layers, method, config)
             patch.save(folder.patch)
@@ -93,8 +95,9 @@ def unlearn(
             written = _report(method, config, command, patch, folder, history, found, warnings, clock)
             folder.write_json("per_example.json", {"before": _examples(found.before), "after": _examples(found.after)})
             folder.write_json("environment.json", written["environment"])
+            report.write_report(folder.path, written)
+            # Last, because its presence says that the run is complete.
             folder.write_json("report.json", written)
-            report.write_report(folder.path)
             folder.drop_checkpoint()
     return Result(
         folder=config.out,
@@ -102,7 +105,7 @@ def unlearn(
         history=tuple(history),
         before=found.before,
         after=found.after,
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
 
 
@@ -113,11 +116,11 @@ def _train(
     plan: Schedule,
     folder: RunFolder,
     progress: Progress,
-) -> tuple[list[HistoryRow], list[str]]:
+) -> list[HistoryRow]:
     solver = Gradient(lr=config.lr, accumulate=config.accumulate, fp32_masters=not config.as_published)
     checkpoint = folder.checkpoint()
     history = folder.history(until=checkpoint.step if checkpoint else 0)
-    warnings: list[str] = []
+    warned: set[str] = set()
     last_saved, save_seconds = time.monotonic(), 0.0
     progress.phase("unlearn", plan.steps)
     for row in history:
@@ -129,8 +132,8 @@ def _train(
         if (row.step + 1 >= STALLED_AFTER and (row.step + 1) % STALLED_AFTER == 0) or len(history) == plan.steps:
             for warning in stalled(history):
                 # The numbers in a warning change as the run goes on; one warning a topic is enough.
-                if not any(warning.split(":")[0] == earlier.split(":")[0] for earlier in warnings):
-                    warnings.append(warning)
+                if (topic := warning.split(":")[0]) not in warned:
+                    warned.add(topic)
                     progress.warn(warning)
         progress.advance(
             f"{row.topic}  forget {row.forget_loss:.3g}  retain {row.retain_loss:.3g}  "
@@ -156,7 +159,7 @@ def _train(
         on_row=on_row,
         on_checkpoint=on_checkpoint,
     )
-    return history, warnings
+    return history
 
 
 def _patch(layers: LayerSlice, method: SteeringMethod, config: RunConfig) -> Patch:
@@ -191,7 +194,7 @@ def _report(
     content = folder.patch.read_bytes()
     base = checkpoint_files(model_folder(sources.model_source(config.model), config.revision))
     return {
-        "format": configs.FORMAT,
+        "format": RUN_FORMAT,
         "command": command,
         "model": config.model,
         "method": {"name": about["method"].pop("name"), "source": method.source, "fields": about["method"]},

@@ -130,7 +130,8 @@ class _Training:
         self.masters = [
             p.detach().float() if solver.fp32_masters and p.dtype != torch.float32 else p for p in self.parameters
         ]
-        self.optimizer = torch.optim.AdamW(self.masters, lr=solver.lr, eps=1e-6, weight_decay=0.0)
+        # Fused, because the other implementations need a temporary copy of each moment: 0.6 GB more at 7B.
+        self.optimizer = torch.optim.AdamW(self.masters, lr=solver.lr, eps=1e-6, weight_decay=0.0, fused=True)
         self.states: dict[str, State] = {}
         self.step = 0
         self.rng = rng
@@ -156,7 +157,8 @@ class _Training:
             return
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if master is not parameter and parameter.grad is not None:
-                master.grad = parameter.grad.float() / self.scale
+                master.grad = parameter.grad.float().div_(self.scale)
+                parameter.grad = None  # both copies at once are a third of a gigabyte at 7B
         self.optimizer.step()
         with torch.no_grad():
             for master, parameter in zip(self.masters, self.parameters, strict=True):
@@ -182,8 +184,7 @@ class _Training:
                 master.copy_(saved.tensors[f"{name}/master"])
                 parameter.copy_(master)
                 self.optimizer.state[master] = {
-                    key: saved.tensors[f"{name}/{key}"].to("cpu" if key == "step" else master.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: saved.tensors[f"{name}/{key}"].to(master.device) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
 
 

@@ -95,6 +95,10 @@ class RunFolderError(UsageError):
     """A run folder that is missing, incomplete, busy, or written by a newer version."""
 
 
+RUN_FORMAT = 1
+"""Version of a run folder's files; a folder of a newer one is refused."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Token rows of one training or measuring step."""

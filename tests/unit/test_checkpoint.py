@@ -73,14 +73,14 @@ def test_a_failed_save_keeps_the_earlier_checkpoint_and_leaves_nothing_half_writ
         saved.save(path)
 
     assert str(error.value) == (
-        f"cannot write {path}: [Errno 28] No space left on device.\nFree some space or choose another --out."
+        f"{path} could not be written: No space left on device.\nFree some space, or name another disk."
     )
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
 
 
 def test_a_folder_that_does_not_exist_is_a_save_error(saved: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(SaveError, match="cannot write"):
+    with pytest.raises(SaveError, match="could not be written"):
         saved.save(tmp_path / "nowhere" / "checkpoint.safetensors")
 
 

@@ -214,7 +214,7 @@ def test_the_lock_is_free_once_the_run_ends(folder: RunFolder) -> None:
 
 def test_what_a_killed_run_was_writing_is_removed(folder: RunFolder) -> None:
     kept(folder)
-    for name in ("checkpoint.safetensors.partial", "report.json.partial", ".patch.safetensors.77.tmp"):
+    for name in ("checkpoint.safetensors.partial", "report.json.partial", "patch.safetensors.partial"):
         (folder.path / name).write_bytes(b"half")
     kept(folder)
     assert names(folder) == {"config.yaml", "checkpoint.safetensors"}
@@ -267,7 +267,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(
     with pytest.raises(SaveError) as caught:
         folder.write_json("report.json", {"new": 2})
     assert str(caught.value) == (
-        f"cannot write {folder.report}: No space left on device.\nFree some space, or choose another --out."
+        f"{folder.report} could not be written: No space left on device.\nFree some space, or name another disk."
     )
     assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
 
@@ -285,8 +285,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(folder: RunFolder, moment: str, m
     with pytest.raises(SaveError) as caught:
         folder.save_checkpoint(checkpoint(4))
     assert str(caught.value) == (
-        f"cannot write {folder.path}/checkpoint.safetensors: [Errno 28] No space left on device.\n"
-        "Free some space or choose another --out."
+        f"{folder.path}/checkpoint.safetensors could not be written: No space left on device.\n"
+        "Free some space, or name another disk."
     )
     assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
 
@@ -297,13 +297,13 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(SaveError) as caught:
         start(folder)
     assert str(caught.value) == (
-        f"cannot write {folder.path}: Not a directory.\nFree some space, or choose another --out."
+        f"{folder.path} could not be written: Not a directory.\nName a path that you may write to."
     )
 
 
 def test_a_history_that_cannot_be_written(folder: RunFolder) -> None:
     (folder.path / "history.jsonl").mkdir(parents=True)
-    with pytest.raises(SaveError, match=r"history\.jsonl: Is a directory\.\nFree some space"):
+    with pytest.raises(SaveError, match=r"history\.jsonl could not be written: Is a directory\.\nName a path"):
         folder.append_history(row(0))
 
 

@@ -352,9 +352,9 @@ def test_a_full_disk_leaves_nothing_half_written(llama, tmp_path, monkeypatch, c
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(SaveError, match=r"p could not be written: No space left on device\nFree some space"):
+    with pytest.raises(SaveError, match=r"p could not be written: No space left on device\.\nFree some space"):
         make_patch(llama, seed=3).save(tmp_path / "p")
-    with pytest.raises(SaveError, match=r"out could not be written: No space left on device\nFree some space"):
+    with pytest.raises(SaveError, match=r"out could not be written: No space left on device\.\nFree some space"):
         patch.export(llama, tmp_path / "out")
     assert os.listdir(tmp_path) == ["p"]
     assert (tmp_path / "p").read_bytes() == old

@@ -11,20 +11,22 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lethe.report import figures, words
-from lethe.report.folder import Run, read_run, write_text
+from lethe.report.folder import Run, as_run, read_run
 from lethe.report.words import outcome
+from lethe.saving import saving, write_text
 from lethe.types import RunFolderError
 
 __all__ = ["compare", "outcome", "read_run", "write_report"]
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write `report.html`, which opens offline, and `report.md` into a finished run folder; the page's path.
+def write_report(run_folder: Path, report: dict[str, Any] | None = None) -> Path:
+    """Write `report.html`, which opens offline, and `report.md` into a run folder; the page's path.
 
-    The same report.json gives the same bytes.
+    `report` is the content of a report.json that is yet to be written; by default it is read. The same content gives
+    the same bytes.
     Raises: RunFolderError if the folder is incomplete or unreadable, SaveError if it cannot be written.
     """
-    run = read_run(run_folder)
+    run = read_run(run_folder) if report is None else as_run(report, run_folder / "report.json")
     both = [run.after[name] for name in run.before if name in run.after]
     facts: dict[str, Any] = {
         "run": run,
@@ -93,6 +95,8 @@ def compare(run_folders: Sequence[Path], out: Path) -> Path:
         ),
         limits=words.LIMITS,
     )
+    with saving(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
     return write_text(out, page)
 
 

@@ -1,17 +1,12 @@
-"""Reading one finished run folder into plain values, and writing a text file whole or not at all."""
+"""Reading one finished run folder into plain values."""
 
 import json
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lethe.types import HistoryRow, Norms, RunFolderError, SaveError, Scores
-
-FORMAT = 1
-"""Newest layout of report.json that this version reads."""
+from lethe.types import RUN_FORMAT, HistoryRow, Norms, RunFolderError, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,48 +56,29 @@ def read_run(folder: Path) -> Run:
         raise RunFolderError(f"{path} is damaged: byte {error.start} is not UTF-8.\n{_REDO}") from None
     except json.JSONDecodeError as error:
         raise RunFolderError(f"{path}, line {error.lineno}: broken JSON ({error.msg}).\n{_REDO}") from None
+    return as_run(report, path)
+
+
+def as_run(report: Any, path: Path) -> Run:
+    """The run that the content of a report.json describes; `path` is where it stands or will stand.
+
+    Raises: RunFolderError if it is not as Lethe writes it, or of a newer format.
+    """
     version = report.get("format") if isinstance(report, dict) else None
     if not isinstance(version, int):
         raise RunFolderError(f"{path} is not a report of Lethe: it has no 'format' number.\n{_REDO}")
-    if version > FORMAT:
+    if version > RUN_FORMAT:
         raise RunFolderError(
-            f"{path} was written by a newer Lethe (format {version}; this one reads {FORMAT}).\n"
+            f"{path} was written by a newer Lethe (format {version}; this one reads {RUN_FORMAT}).\n"
             "Upgrade: pip install --upgrade lethe-unlearn"
         )
     try:
-        return _run(folder.resolve().name, report)
+        return _run(path.resolve().parent.name, report)
     except KeyError as error:
         raise RunFolderError(f"{path} is not as Lethe writes it: it lacks {error}.\n{_REDO}") from None
     except (AttributeError, TypeError, ValueError):
         # The error's own text may quote the file, which may hold forget text.
         raise RunFolderError(f"{path} is not as Lethe writes it: a value is of the wrong kind.\n{_REDO}") from None
-
-
-def write_text(path: Path, text: str) -> Path:
-    """`text` in `path`, by way of a temporary file beside it; returns `path`.
-
-    Raises: SaveError if the disk is full or the folder cannot be written.
-    """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # Temporary files are private to their owner; a report should be as readable as any other file.
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise SaveError(
-            f"{path} could not be written: {error.strerror}.\nFree some space or choose another folder, then run again."
-        ) from error
-    return path
 
 
 _REDO = "Delete it and run the same command again to write it anew."
