@@ -19,8 +19,8 @@ def saving(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         number = error.errno if isinstance(error, OSError) else None
         reason = (os.strerror(number) if number else str(error)).rstrip(".")
-        refused = number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EISDIR)
-        fix = "Name a path that you may write to." if refused else "Free some space, or name another disk."
+        full = number in (None, errno.ENOSPC, errno.EDQUOT)  # safetensors gives no number
+        fix = "Free some space, or name another disk." if full else "Name a path that you may write to."
         raise SaveError(f"{path} could not be written: {reason}.\n{fix}") from error
 
 

@@ -106,6 +106,7 @@ def test_the_checkpoint_s_dtype_is_kept_unless_another_is_asked_for(asked, got, 
 
 def test_only_the_report_of_layers_left_out_is_silenced(llama, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")  # the command line silences it, in other tests
     load_model(llama, layers=2)
     assert "LOAD REPORT" not in caplog.text
 
