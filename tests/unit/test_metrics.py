@@ -310,7 +310,7 @@ def test_cosine_to_frozen_is_exactly_one_without_an_edit() -> None:
     assert scores is not None
     assert scores.by_layer == (1.0, 1.0, 1.0, 1.0)
     assert scores.per_example == (1.0, 1.0, 1.0, 1.0)
-    assert (scores.value, scores.stderr, scores.better) == (1.0, 0.0, "higher")
+    assert (scores.value, scores.stderr, scores.better) == (1.0, 0.0, "neither")
 
 
 def test_cosine_to_frozen_begins_to_fall_at_the_edited_layer() -> None:

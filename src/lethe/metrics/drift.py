@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ class ActivationNorm:
         def norms(batch: Batch) -> list[Tensor]:
             return _read_layers(subject.model, batch, lambda _, h: torch.linalg.vector_norm(h.float(), dim=-1))
 
-        return _score(subject, _rows(subject, data, self.texts), norms, "neither")
+        return _score(subject, _rows(subject, data, self.texts), norms)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class CosineToFrozen:
                 frozen = _read_layers(subject.model, batch, lambda _, h: h)
             return _read_layers(subject.model, batch, lambda layer, h: cosine(h, frozen[layer]))
 
-        return _score(subject, _rows(subject, data, self.texts), cosines, "higher")
+        return _score(subject, _rows(subject, data, self.texts), cosines)
 
 
 def _rows(subject: Subject, data: EvalSet, count: int) -> list[tuple[int, ...]]:
@@ -72,7 +72,6 @@ def _score(
     subject: Subject,
     rows: list[tuple[int, ...]],
     measure: Callable[[Batch], list[Float[Tensor, "batch pos"]]],
-    better: Literal["higher", "neither"],
 ) -> Scores | None:
     """Scores of what `measure` reads from each token, layer by layer."""
     if not rows:
@@ -86,7 +85,7 @@ def _score(
             by_row = torch.where(mask, values, 0).sum(-1).T / mask.sum(-1)[:, None]
             means.update(zip(batch_rows, by_row, strict=True))
     by_text = torch.stack([means[row] for row in rows]).double()
-    scores = mean_scores(by_text.mean(1).tolist(), better)
+    scores = mean_scores(by_text.mean(1).tolist(), "neither")
     return replace(scores, by_layer=tuple(by_text.mean(0).tolist()))
 
 
