@@ -1,12 +1,16 @@
 """What several test files share: one thread, tiny random models, tiny batches."""
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from lethe import world
 from lethe.types import Batch
 
 TinyModel = Callable[..., PreTrainedModel]
@@ -78,3 +82,26 @@ def tiny_batch() -> TinyBatch:
         return Batch(input_ids=ids.masked_fill(~real, 2), attention_mask=real, mask=mask)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def foreign_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model of four layers and the built-in model's tokenizer; copy it, do not change it."""
+    folder = tmp_path_factory.mktemp("foreign") / "tiny"
+    settings = json.loads((world.MODEL_FOLDER / "config.json").read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=settings["vocab_size"],
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                max_position_embeddings=64,
+            )
+        )
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(world.MODEL_FOLDER / name, folder)
+    return folder

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from lethe import cli, world
+from lethe import cli
 from lethe.slice import LayerSlice
 
 UNLEARN = (
@@ -42,34 +42,19 @@ def _in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, foreign_model: Path) -> Path:
     """A folder with a tiny model and its broken relatives, corpora, questions, a complete run and damaged ones."""
     root = tmp_path_factory.mktemp("workplace")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        _models()
+        _models(foreign_model)
         _texts()
         _runs()
     return root
 
 
-def _models() -> None:
-    settings = json.loads((world.MODEL_FOLDER / "config.json").read_text())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=settings["vocab_size"],
-                hidden_size=16,
-                intermediate_size=24,
-                num_hidden_layers=4,
-                num_attention_heads=2,
-                max_position_embeddings=64,
-            )
-        )
-    model.save_pretrained("tiny")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(world.MODEL_FOLDER / name, "tiny")
+def _models(foreign_model: Path) -> None:
+    shutil.copytree(foreign_model, "tiny")
 
     def relative(name: str, *without: str, **settings: Any) -> Path:
         folder = Path(shutil.copytree("tiny", name))

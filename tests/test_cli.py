@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lethe import cli, tables, world
 from lethe.methods.adaptive_rmu import AdaptiveRMU
@@ -24,25 +24,10 @@ BUILTIN = "unlearn adaptive-rmu --steps 2 --limit 4"
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def workplace(tmp_path_factory: pytest.TempPathFactory, foreign_model: Path) -> Path:
     """A folder with a tiny model, corpora, and a complete run of each kind: `foreign` and `own`."""
     root = tmp_path_factory.mktemp("workplace")
-    settings = json.loads((world.MODEL_FOLDER / "config.json").read_text())
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=settings["vocab_size"],
-                hidden_size=16,
-                intermediate_size=24,
-                num_hidden_layers=4,
-                num_attention_heads=2,
-                max_position_embeddings=64,
-            )
-        )
-    model.save_pretrained(root / "tiny")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(world.MODEL_FOLDER / name, root / "tiny")
+    shutil.copytree(foreign_model, root / "tiny")
     rows = ({"text": f"The red stone number {i} burns in water."} for i in range(24))
     (root / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (root / "retain.txt").write_text("\n\n".join(f"A calm river of {i} boats." for i in range(24)))

@@ -1,7 +1,6 @@
 """The `lethe` command: the only place that reads arguments, prints results or exits."""
 
 import dataclasses
-import difflib
 import json
 import shlex
 import sys
@@ -230,7 +229,7 @@ def export(run: Positional[Path], to: Path) -> None:
     folder = RunFolder(run)
     folder.require_patch()
     settings = configs.read_run_config(folder.config)
-    _written(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to), to)
+    RESULT.print(str(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to)))
 
 
 def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: str | None = None) -> None:
@@ -244,7 +243,7 @@ def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: s
     """
     from lethe.patch import Patch
 
-    _written(Patch.load(patch).export(_source(model, revision), to), to)
+    RESULT.print(str(Patch.load(patch).export(_source(model, revision), to)))
 
 
 def revert(edited: Positional[Path], to: Path) -> None:
@@ -256,7 +255,7 @@ def revert(edited: Positional[Path], to: Path) -> None:
     """
     from lethe.patch import revert
 
-    _written(revert(edited, to), to)
+    RESULT.print(str(revert(edited, to)))
 
 
 def diff(base: Positional[str], other: Positional[str], as_json: Json = False) -> None:
@@ -292,8 +291,7 @@ def _dispatch(argv: list[str]) -> None:
         return
     command = argv[0]
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = configs.nearest(command, COMMANDS, cutoff=0.4)
         raise UnknownNameError(f"there is no command '{command}'.{hint}\nCommands: {', '.join(COMMANDS)}.")
     if command == "unlearn":
         unlearn(argv[1:])
@@ -368,10 +366,6 @@ def _source(model: str, revision: str | None) -> Path:
     from lethe.weights import model_folder
 
     return model_folder(model_source(model), revision)
-
-
-def _written(folder: Path, to: Path) -> None:
-    RESULT.print(str(folder or to))
 
 
 def _print_json(value: Any) -> None:

@@ -169,9 +169,14 @@ def method_class(name: str) -> type[SteeringMethod]:
     return known[name]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?`, or nothing if no known name is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def as_run(method: SteeringMethod, config: RunConfig) -> SteeringMethod:
+    """The method with the settings that it is run with: `as_published` overrides some."""
+    return method.as_published() if config.as_published else method
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """` Did you mean 'x'?`, or nothing if no known name is as near as `cutoff`, in [0, 1]."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" Did you mean '{found[0]}'?" if found else ""
 
 
@@ -180,7 +185,7 @@ def plain(method: SteeringMethod, config: RunConfig) -> dict[str, Any]:
     return {
         "format": RUN_FORMAT,
         "lethe": __version__,
-        "method": {"name": method_name(method), **_plain(method)},
+        "method": {"name": method_name(method), **_plain(as_run(method, config))},
         "run": _plain(config),
     }
 

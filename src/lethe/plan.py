@@ -55,7 +55,9 @@ def plan(config: RunConfig) -> Plan:
     moving = sum(parameters[name].numel() for name in trained)
     size = dtype.itemsize
     copies = 3 * size + 8 + (0 if dtype == torch.float32 or config.as_published else 8)
-    whole = 0 if config.evaluate == "none" else sum(p.numel() for p in skeleton(source).parameters())
+    whole = 0
+    if config.evaluate == "all":
+        whole = sum(p.numel() for p in skeleton(source, revision=config.revision).parameters())
 
     tokens = config.batch_size * config.accumulate * max(config.max_length)
     start = config.trained_layers[0]

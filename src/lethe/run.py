@@ -129,7 +129,7 @@ def _train(
     def on_row(row: HistoryRow) -> None:
         history.append(row)
         folder.append_history(row)
-        if (row.step + 1 >= STALLED_AFTER and (row.step + 1) % STALLED_AFTER == 0) or len(history) == plan.steps:
+        if (row.step + 1) % STALLED_AFTER == 0 or len(history) == plan.steps:
             for warning in stalled(history):
                 # The numbers in a warning change as the run goes on; one warning a topic is enough.
                 if (topic := warning.split(":")[0]) not in warned:
@@ -152,7 +152,7 @@ def _train(
 
     solver.solve(
         layers,
-        method.as_published() if config.as_published else method,
+        configs.as_run(method, config),
         plan,
         torch.Generator().manual_seed(config.seed),
         resume=checkpoint,

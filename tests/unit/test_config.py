@@ -280,3 +280,10 @@ def test_a_config_with_a_value_of_another_kind(tmp_path: Path, untyped: None) ->
 
 def test_what_suits_the_built_in_model_are_settings_of_a_run() -> None:
     assert RunConfig(model="builtin", **configs.ON_BUILTIN).layer == 5
+
+
+def test_as_published_is_written_as_it_is_run() -> None:
+    method = AdaptiveRMU(norm="token", direction="gaussian", beta=3.0)
+    published = plain(method, RunConfig(model="m", as_published=True))["method"]
+    assert (published["norm"], published["direction"], published["beta"]) == ("first-batch", "uniform", 3.0)
+    assert plain(method, RunConfig(model="m"))["method"]["norm"] == "token"
