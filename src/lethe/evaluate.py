@@ -14,7 +14,7 @@ from lethe.environment import find_device
 from lethe.folder import RunFolder
 from lethe.patch import Patch
 from lethe.progress import Progress
-from lethe.protocols import Subject, discover
+from lethe.protocols import Combination, Metric, Subject, discover
 from lethe.scoring import generate
 from lethe.types import EvalSet, Scores, UsageError
 from lethe.weights import load_model, load_tokenizer, model_folder
@@ -34,15 +34,19 @@ class Comparison:
 
 
 def measure(subject: Subject, sets: Sequence[EvalSet], progress: Progress | None = None) -> dict[str, Scores]:
-    """Every metric on every set that it can measure, by the name `metric/set`."""
-    found = {}
+    """Every metric on every set that it can measure, by the name `metric/set`, and what is combined of these."""
+    found: dict[str, Scores] = {}
+    known = {name.replace("-", "_"): kind() for name, kind in discover(metrics).items()}
     for data in sets:
-        for name, kind in discover(metrics).items():
-            scores = kind()(subject, data)
-            if scores is not None:
-                found[f"{name.replace('-', '_')}/{data.name}"] = scores
+        for name, metric in known.items():
+            scores = metric(subject, data) if isinstance(metric, Metric) else None
+            several = {"": scores} if isinstance(scores, Scores) else scores or {}
+            found |= {f"{name}{part}/{data.name}": score for part, score in several.items()}
         if progress:
             progress.advance(data.name)
+    for name, metric in known.items():
+        if isinstance(metric, Combination) and (score := metric.combine(found)) is not None:
+            found[name] = score
     return found
 
 

@@ -5,19 +5,22 @@ import importlib
 import math
 import pkgutil
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lethe.directions import gaussian_like
 from lethe.slice import LayerSlice
 from lethe.types import Activation, EvalSet, InvalidValueError, Scores, State, Topic
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,23 @@ class SteeringMethod:
     on_builtin: ClassVar[Mapping[str, float]] = {}
     """Settings, by field, that suit the small built-in model; they are the command line's defaults for it."""
 
+    coefficient: ClassVar[str] = "steering_coeff"
+    """The field that the forget target is linear in: raising it steers further."""
+
+    reads: ClassVar[Literal["texts", "prompts"]] = "texts"
+    """What its corpora hold: running text, or questions whose answers are to be refused."""
+
+    settings: ClassVar[Mapping[str, Any]] = {}
+    """Settings of a run, by field of RunConfig, that differ for this method; they are the command line's defaults."""
+
     alpha: float = 10.0
     """Weight of the retain loss."""
+    nu: float = 0.0
+    """RNA (random noise augmentation, arXiv 2501.19202): standard deviation, per coordinate, of Gaussian noise drawn
+    afresh at each step on the retain side; 0 is without. The paper tries 0.01 to 0.1 on 7B models."""
+    noise: Literal["target", "input"] = "target"
+    """Where RNA's noise goes: on the retain target, the untouched activation (published), or on the hidden state that
+    enters the trained layers of the current model, while the target stays clean (what its theory describes)."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -51,8 +69,15 @@ class SteeringMethod:
         raise NotImplementedError
 
     def retain_target(self, frozen: Activation, rng: torch.Generator) -> Float[Tensor, "#batch #pos d_model"]:
-        """Where retain activations should stay: where the untouched model puts them."""
-        return frozen.h
+        """Where retain activations should stay: where the untouched model puts them, give or take RNA's noise."""
+        if self.nu == 0 or self.noise != "target":
+            return frozen.h
+        return frozen.h + self.nu * gaussian_like(frozen.h, rng)
+
+    @property
+    def retain_floor(self) -> float:
+        """What alpha times the retain loss averages to at best: alpha * nu^2 with noise on the target, else 0."""
+        return self.alpha * self.nu**2 if self.noise == "target" else 0.0
 
     def update(self, frozen: Activation, state: State) -> State:
         """The state after one more forget batch was seen; most methods learn nothing on the way."""
@@ -64,6 +89,22 @@ class SteeringMethod:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shift(SteeringMethod):
+    """A steering method that adds one and the same vector to every forget activation; subclasses write `shift`."""
+
+    steering_coeff: float = 1.0
+    """Multiple of the method's vector that is added."""
+
+    def shift(self, state: State) -> Float[Tensor, "d_model"]:
+        """The vector that is added to the untouched activation, in fp32."""
+        raise NotImplementedError
+
+    def forget_target(self, frozen: Activation, state: State) -> Float[Tensor, "#batch #pos d_model"]:
+        """The untouched activation plus the shift."""
+        return (frozen.h.float() + self.shift(state)).to(frozen.h.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """A model under measurement, and the weights that an edit replaced in it."""
 
@@ -71,6 +112,14 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     originals: dict[str, Tensor] = field(default_factory=dict, repr=False)
     """Untouched values of the edited parameters, by name; empty for an unedited model."""
+    known: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was already found out about this subject and is asked for by several metrics."""
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` returns, found out once for each key: generated answers serve many metrics."""
+        if key not in self.known:
+            self.known[key] = find()
+        return self.known[key]
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
@@ -98,8 +147,19 @@ class Metric(Protocol):
 
     source: ClassVar[str]
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
-        """The score with its standard error."""
+    def __call__(self, subject: Subject, data: EvalSet) -> Scores | Mapping[str, Scores] | None:
+        """The score with its standard error; or several, by what the metric's name is continued with ("" for one)."""
+        ...
+
+
+@runtime_checkable
+class Combination(Protocol):
+    """A metric that is worked out from scores of others, such as one number for forget and retain together."""
+
+    source: ClassVar[str]
+
+    def combine(self, scores: Mapping[str, Scores]) -> Scores | None:
+        """The score from those by `metric/set`; None where one that it needs was not measured."""
         ...
 
 

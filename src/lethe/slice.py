@@ -90,10 +90,16 @@ class LayerSlice:
             frozen=Activation(h=frozen, mask=batch.mask),
         )
 
-    def __call__(self, recording: Recording) -> Float[Tensor, "batch pos d_model"]:
-        """The activation at the slice's last layer with the current weights; gradients reach the trained ones."""
-        hidden = recording.hidden
-        with _constant(recording.constants):
+    def __call__(
+        self, recording: Recording, noise: Float[Tensor, "batch pos d_model"] | None = None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The activation at the slice's last layer with the current weights; gradients reach the trained ones.
+
+        `noise` is added to the hidden state that enters the first layer.
+        """
+        hidden = recording.hidden if noise is None else recording.hidden + noise
+        # What was recorded of the first layer holds for its recorded input alone.
+        with _constant(recording.constants if noise is None else ()):
             for layer, (args, kwargs) in zip(self.layers, recording.calls, strict=True):
                 hidden = _hidden(layer(hidden, *args, **kwargs))
         return hidden

@@ -7,7 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from lethe import history
 from lethe.checkpoint import Checkpoint
 from lethe.corpora import Schedule
+from lethe.directions import gaussian_like
 from lethe.environment import free_bytes, peak_mb
 from lethe.losses import masked_mse
 from lethe.protocols import SteeringMethod
@@ -84,7 +85,8 @@ class Gradient:
             h_forget = layers(forget)
             forget_loss = masked_mse(training.widen(h_forget), training.widen(target), forget.batch.mask)
             training.backward(forget_loss)
-            h_retain = layers(retain)
+            disturbed = method.nu > 0 and method.noise == "input"
+            h_retain = layers(retain, method.nu * gaussian_like(retain.hidden, rng) if disturbed else None)
             kept = method.retain_target(retain.frozen, rng)
             retain_loss = masked_mse(training.widen(h_retain), training.widen(kept), retain.batch.mask)
             training.backward(method.alpha * retain_loss)
@@ -115,7 +117,8 @@ class Gradient:
                 )
             training.after_batch()
             seconds = time.perf_counter() - started
-            on_row(history.row(measures, step=step, topic=topic.name, seconds=seconds, peak_mb=peak_mb(layers.device)))
+            row = history.row(measures, step=step, topic=topic.name, seconds=seconds, peak_mb=peak_mb(layers.device))
+            on_row(replace(row, retain_floor=method.retain_floor))
             if training.step > step and (training.step % checkpoint_every == 0 or training.step == total):
                 good, good_step = layers.delta(), training.step
                 on_checkpoint(training.checkpoint())

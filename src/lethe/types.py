@@ -20,6 +20,7 @@ LetheError                    exit code 1: the work could not be finished
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -124,6 +125,8 @@ class Topic:
 
     name: str
     batches: tuple[Batch, ...]
+    reference: tuple[Batch, ...] = ()
+    """Prompts that the model cannot answer, for methods that steer towards them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +162,20 @@ class EvalSet:
     texts: tuple[str, ...] = ()
     scoring: Literal["letter", "cloze"] = "letter"
     """How multiple choice is scored: by the letters A-D, or by each option's mean token log-probability."""
+    samples: int = 0
+    """Sampled answers to each question, at temperature 1; 0 is one greedy answer."""
+    seed: int = 0
+    """Seed of sampled answers and of what a metric draws per question."""
+    free_running: bool = False
+    """Rank gold tokens along the model's own greedy answer (as LUNAR's code does) instead of teacher-forced."""
+    refusals: tuple[str, ...] = ()
+    """Refusals that are wanted, in the model's own words; by default a list of common ones."""
+    encoder: Path | None = None
+    """Folder of a sentence encoder; by default the measured model's own mean hidden state compares sentences."""
+    keywords: tuple[str, ...] = ()
+    """Forget keywords that are put into questions; none, and the trigger metric is not measured."""
+    neutral: tuple[str, ...] = ()
+    """For each keyword, one of equal token length that has nothing to do with the forget corpora."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +234,8 @@ class HistoryRow:
     """Mean of ||h - h0|| / ||h0|| over retain tokens."""
     seconds: float
     peak_mb: float
+    retain_floor: float = 0.0
+    """What alpha times the retain loss averages to at best, because of noise on its target: alpha * nu^2."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
