@@ -363,12 +363,12 @@ OTHERS = {
     "unknown command": (
         "unlern rmu",
         "there is no command 'unlern'. Did you mean 'unlearn'?\n"
-        "Commands: demo, unlearn, eval, check, ls, report, export, apply, revert, diff.",
+        "Commands: demo, unlearn, layers, withdraw, eval, analyze, check, ls, report, export, apply, revert, diff.",
     ),
     "unknown method": (
         "unlearn adaptive-rnu",
         "there is no method 'adaptive-rnu'. Did you mean 'adaptive-rmu'?\n"
-        "Methods: adaptive-rmu, rmu. See `lethe ls methods`.",
+        "Methods: adaptive-rmu, lunar, rmu, rsv. See `lethe ls methods`.",
     ),
     "method forgotten": (
         "unlearn --model tiny",
@@ -388,7 +388,8 @@ OTHERS = {
     ),
     "unknown method in config": (
         "unlearn misnamed/config.yaml --out out",
-        "there is no method 'rnu'. Did you mean 'rmu'?\nMethods: adaptive-rmu, rmu. See `lethe ls methods`.",
+        "there is no method 'rnu'. Did you mean 'rmu'?\n"
+        "Methods: adaptive-rmu, lunar, rmu, rsv. See `lethe ls methods`.",
     ),
     "config missing": (
         "unlearn nowhere/config.yaml",
@@ -409,7 +410,7 @@ OTHERS = {
     ),
     "eval of an incomplete run": ("eval half", f"the run in half is not complete.\n{RESUME} it."),
     "check layer": ("check tiny --layer 8", "'layer' must be in [0, 3] for tiny, which has 4 layers. Got 8."),
-    "list": ("ls modells", "there is no list 'modells'. Did you mean 'methods'? Lists: methods, metrics, runs."),
+    "list": ("ls modells", "there is no list 'modells'. Did you mean 'methods'? Lists: methods, metrics, analyses, runs."),
     "report of nothing": ("report", "no run was named.\nName one or more run folders: lethe report runs/a runs/b"),
     "report of a missing run": ("report nowhere", f"there is no run folder at nowhere.\n{NO_RUN}"),
     "report of a model": (

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from lethe import cli, tables, world
+from lethe import cli, commands, tables, world
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.patch import Patch
 from lethe.weights import load_model
@@ -33,7 +33,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, foreign_model: Path) -> 
     (root / "retain.txt").write_text("\n\n".join(f"A calm river of {i} boats." for i in range(24)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr("lethe.sources.TEXTS", 4)
+        patch.setattr("lethe.evalsets.TEXTS", 4)
         for command in (f"{FOREIGN} --out foreign", f"{BUILTIN} --out own"):
             with pytest.raises(SystemExit, match=r"^0$"):
                 cli.main(command.split())
@@ -43,7 +43,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, foreign_model: Path) -> 
 @pytest.fixture(autouse=True)
 def _in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("lethe.sources.TEXTS", 4)
+    monkeypatch.setattr("lethe.evalsets.TEXTS", 4)
     verbosity = transformers.utils.logging.get_verbosity()
     yield
     transformers.utils.logging.set_verbosity(verbosity)
@@ -164,7 +164,7 @@ def test_stdout_is_one_json_object(command: str, keys: set[str], lethe: Lethe) -
 
 
 def test_demo_prints_the_same_as_its_report(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "ON_BUILTIN", {**cli.ON_BUILTIN, "steps": 2, "limit": 4})
+    monkeypatch.setattr(commands, "ON_BUILTIN", {**commands.ON_BUILTIN, "steps": 2, "limit": 4})
     found = json.loads(lethe("demo --out demo --json"))
     report = json.loads(Path("demo/report.json").read_text())
     assert (found["before"], found["after"]) == (report["before"], report["after"])

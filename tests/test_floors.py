@@ -12,19 +12,26 @@ ROOT = Path(lethe.__file__).parent
 
 FLOORS = (
     ("types", "progress", "__version__"),
-    ("decoder", "directions", "environment", "losses", "saving", "textfiles", "weights"),
+    ("decoder", "directions", "environment", "losses", "refusals", "saving", "textfiles", "weights"),
     # report reads run folders only, so it needs nothing of what wrote them.
-    ("checkpoint", "corpora", "diff", "history", "patch", "questions", "report", "slice"),
+    ("checkpoint", "corpora", "diff", "history", "keywords", "patch", "prompts", "questions", "recovery", "report",
+     "slice"),
     ("folder", "protocols"),
-    ("methods", "scoring", "solvers"),
+    ("methods", "moments", "scoring", "solvers"),
+    ("choices", "embedding", "pooled", "requests", "ridge"),
     ("config", "metrics", "world"),
     ("sources",),
-    ("evaluate", "plan"),
-    ("run", "tables"),
+    ("closed_form", "evalsets"),
+    ("bench", "edits", "evaluate", "plan"),
+    ("analysis", "layer_search"),
+    ("analyses", "run"),
+    ("tables",),
+    ("commands",),
+    ("command_analyze",),
     ("cli",),
-)
+)  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-EQUALS = ("methods", "metrics")
+EQUALS = ("methods", "metrics", "analyses")
 """Folders whose files know nothing of each other."""
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -7,7 +7,9 @@ import pytest
 import lethe
 
 PUBLIC = [
+    "LUNAR",
     "RMU",
+    "RSV",
     "Activation",
     "AdaptiveRMU",
     "Batch",

@@ -22,7 +22,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 def test_the_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lethe.sources.TEXTS", 8)
+    monkeypatch.setattr("lethe.evalsets.TEXTS", 8)
     ours = [command[1:] for command in COMMANDS if command[0] == "lethe"]
     assert len(ours) >= 8
     for command in ours:

@@ -1,34 +1,16 @@
-"""The `lethe` command: the only place that reads arguments, prints results or exits."""
+"""The `lethe` command: finds the command that is asked for, and turns errors into messages and exit codes."""
 
-import dataclasses
-import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import NoReturn
 
-import tyro
-from rich.console import Console
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
+from lethe import command_analyze, commands, tables
 from lethe import config as configs
-from lethe import tables
-from lethe.config import BUILTIN, ON_BUILTIN, RunConfig
-from lethe.protocols import SteeringMethod
-from lethe.types import LetheError, RunFolderError, UnknownNameError, UsageError
-
-# Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
-# Into a file or a pipe, a row of a table is one line.
-WIDTH = None if sys.stdout.isatty() else 1000
-RESULT = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=WIDTH)
-"""stdout: the result and nothing else."""
-NOTES = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=True)
-"""stderr: progress, warnings, errors."""
-
-Json = Annotated[bool, arg(name="json", help="Print one JSON object instead of a table.")]
+from lethe.commands import NOTES, RESULT
+from lethe.types import LetheError, UnknownNameError
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -51,232 +33,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, as_json: Json = False) -> None:
-    """Unlearn two hazard topics from the built-in model with Adaptive RMU, measure, and write a report.
-
-    Args:
-        out: Run folder.
-        seed: Seed of directions and of the order of rows.
-    """
-    method, run = _defaults("adaptive-rmu", BUILTIN)
-    _unlearn(
-        method,
-        dataclasses.replace(run, out=out, seed=seed),
-        f"lethe demo --out {out} --seed {seed}",
-        as_json,
-    )
-
-
-def unlearn(argv: list[str]) -> None:
-    """Unlearn forget corpora from a model with a method, measure, and write a run folder."""
-    if not argv or argv[0] in ("-h", "--help"):
-        RESULT.print("usage: lethe unlearn METHOD --model M --forget F [F ...] --retain R --layer L --out DIR\n")
-        RESULT.print(f"{unlearn.__doc__}\n\nMETHOD is one of these, or the config.yaml of a run to repeat:")
-        RESULT.print(tables.methods())
-        RESULT.print("Settings of a method: lethe unlearn METHOD --help")
-        _examples("unlearn")
-        return
-    if argv[0].startswith("-"):
-        raise UsageError(
-            f"the method comes before {argv[0]}: lethe unlearn METHOD {argv[0]} ...\nSee `lethe ls methods`."
-        )
-    if argv[0].endswith((".yaml", ".yml")):
-        method, run = configs.read_config(Path(argv[0]))
-    else:
-        method, run = _defaults(argv[0], _model_in(argv))
-    flags = dataclasses.make_dataclass(
-        "Unlearn",
-        [
-            ("method", type(method), method),
-            ("run", RunConfig, run),
-            ("dry_run", Annotated[bool, arg(help="Print the settings and the plan, and do nothing.")], False),
-            ("as_json", Json, False),
-        ],
-        frozen=True,
-    )
-    name = configs.method_name(method)
-    chosen = _parse(flags, argv[1:], f"unlearn {name}", f"{type(method).__doc__}\n\nSource: {method.source}")
-    if chosen.dry_run:
-        from lethe.plan import plan
-
-        found = plan(chosen.run)
-        if chosen.as_json:
-            _print_json({**configs.plain(chosen.method, chosen.run), "plan": dataclasses.asdict(found)})
-        else:
-            RESULT.print(tables.plan(configs.plain(chosen.method, chosen.run), found))
-        return
-    _unlearn(chosen.method, chosen.run, shlex.join(["lethe", "unlearn", *argv]), chosen.as_json)
-
-
-def evaluate(
-    target: Positional[str],
-    forget: tuple[str, ...] = (),
-    retain: str | None = None,
-    forget_questions: Path | None = None,
-    adjacent_questions: Path | None = None,
-    retain_questions: Path | None = None,
-    scoring: Literal["letter", "cloze"] | None = None,
-    split: Literal["dev", "test", "all"] | None = None,
-    limit: int | None = None,
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    as_json: Json = False,
-) -> None:
-    """Measure a model, or the edited model of a run, on questions and texts.
-
-    Args:
-        target: A run folder, or `builtin`, a model folder or a hub id.
-        forget: Forget corpora whose texts are measured; of a run, its own.
-        retain: Retain corpus; of a run, its own.
-        forget_questions: Questions on what should be forgotten.
-        adjacent_questions: Questions close to the forget topics.
-        retain_questions: Questions that should still be answered.
-        scoring: letter or cloze.
-        split: dev, test or all of the built-in questions.
-        limit: At most this many questions of each set.
-        device: cpu, cuda, mps or auto.
-        dtype: Number type of the weights.
-    """
-    from lethe.environment import explaining_memory
-    from lethe.evaluate import measure_target
-
-    given = {
-        "forget": forget or None, "retain": retain, "forget_questions": forget_questions,
-        "adjacent_questions": adjacent_questions, "retain_questions": retain_questions,
-        "scoring": scoring, "split": split, "limit": limit, "device": device, "dtype": dtype,
-    }  # fmt: skip
-    with tables.Bars(NOTES) as progress, explaining_memory(f"with {target} loaded whole.\nPass --dtype bfloat16."):
-        found = measure_target(target, {k: v for k, v in given.items() if v is not None}, progress)
-    summary = {"model": target, "scores": {name: scores.summary() for name, scores in found.items()}}
-    if as_json:
-        _print_json(summary)
-    else:
-        RESULT.print(tables.scores(summary["scores"]))
-
-
-def check(
-    model: Positional[str],
-    layer: int = 7,
-    train_modules: tuple[str, ...] = (),
-    device: str = "auto",
-    as_json: Json = False,
-) -> None:
-    """Prove that replaying the slice of this model equals its own forward, and say what would be trained.
-
-    Args:
-        model: `builtin`, a model folder or a hub id.
-        layer: Layer l whose output is steered.
-        train_modules: Matrices to train; by default the MLP output matrices.
-        device: cpu, cuda, mps or auto.
-    """
-    from lethe.environment import explaining_memory, find_device
-    from lethe.sources import check_slice
-
-    settings = RunConfig(model=model, layer=layer, train_modules=train_modules, device=device)
-    with explaining_memory(f"with layers 0..{layer}.\nLower --layer."):
-        found = check_slice(settings, find_device(device))
-    if as_json:
-        _print_json(found)
-    else:
-        RESULT.print(tables.facts(f"{model}: replaying the slice equals the model's own forward.", found))
-
-
-def ls(what: Positional[str] = "methods", folder: Positional[Path] = Path("runs"), as_json: Json = False) -> None:
-    """List methods, metrics, or the runs in a folder.
-
-    Args:
-        what: methods, metrics or runs.
-        folder: Where runs are looked for.
-    """
-    lists: dict[str, Callable[[], Any]] = {
-        "methods": tables.methods,
-        "metrics": tables.metrics,
-        "runs": lambda: tables.runs(folder),
-    }
-    if what not in lists:
-        raise UnknownNameError(f"there is no list '{what}'.{configs.nearest(what, lists)} Lists: {', '.join(lists)}.")
-    table = lists[what]()
-    if as_json:
-        _print_json({what: tables.as_rows(table)})
-    else:
-        RESULT.print(table)
-
-
-def report(runs: Positional[tuple[Path, ...]], out: Path = Path("runs/compare.html")) -> None:
-    """Write the report of one run again, or one page that compares several.
-
-    Args:
-        runs: Run folders.
-        out: The page that compares several runs.
-    """
-    from lethe.report import compare, write_report
-
-    if not runs:
-        raise UsageError("no run was named.\nName one or more run folders: lethe report runs/a runs/b")
-    RESULT.print(str(write_report(runs[0]) if len(runs) == 1 else compare(runs, out)))
-
-
-def export(run: Positional[Path], to: Path) -> None:
-    """Write the edited model of a run as a full folder that transformers and vLLM load unchanged.
-
-    Args:
-        run: A run folder.
-        to: A new folder.
-    """
-    from lethe.folder import RunFolder
-    from lethe.patch import Patch
-
-    folder = RunFolder(run)
-    folder.require_patch()
-    settings = configs.read_run_config(folder.config)
-    RESULT.print(str(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to)))
-
-
-def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: str | None = None) -> None:
-    """Write a model folder with a patch applied.
-
-    Args:
-        patch: A patch.safetensors.
-        model: The untouched base: `builtin`, a model folder or a hub id.
-        to: A new folder.
-        revision: Commit or tag of a hub model.
-    """
-    from lethe.patch import Patch
-
-    RESULT.print(str(Patch.load(patch).export(_source(model, revision), to)))
-
-
-def revert(edited: Positional[Path], to: Path) -> None:
-    """Write the untouched model that an exported folder came from, bit for bit.
-
-    Args:
-        edited: A folder written by `lethe export` or `lethe apply`.
-        to: A new folder.
-    """
-    from lethe.patch import revert
-
-    RESULT.print(str(revert(edited, to)))
-
-
-def diff(base: Positional[str], other: Positional[str], as_json: Json = False) -> None:
-    """Which tensors of two model folders differ: relative norm and effective rank, by layer.
-
-    Args:
-        base: A model folder or hub id.
-        other: Another.
-    """
-    from lethe.diff import diff
-
-    found = diff(_source(base, None), _source(other, None))
-    if as_json:
-        _print_json({"differences": [dataclasses.asdict(row) for row in found]})
-    else:
-        RESULT.print(tables.differences(found))
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo, "unlearn": unlearn, "eval": evaluate, "check": check, "ls": ls, "report": report,
-    "export": export, "apply": apply, "revert": revert, "diff": diff,
+    "demo": commands.demo, "unlearn": commands.unlearn, "layers": commands.layers, "withdraw": commands.withdraw,
+    "eval": commands.evaluate, "analyze": command_analyze.analyze, "check": commands.check, "ls": commands.ls,
+    "report": commands.report, "export": commands.export, "apply": commands.apply, "revert": commands.revert, "diff": commands.diff,
 }  # fmt: skip
 
 
@@ -284,7 +44,7 @@ def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         RESULT.print("lethe COMMAND ...: remove chosen knowledge from a language model, and measure what is left.\n")
         RESULT.print(tables.commands({name: (run.__doc__ or "").splitlines()[0] for name, run in COMMANDS.items()}))
-        _examples(*COMMANDS)
+        commands.examples(*COMMANDS)
         return
     if argv[0] == "--version":
         RESULT.print(configs.__version__)
@@ -293,83 +53,11 @@ def _dispatch(argv: list[str]) -> None:
     if command not in COMMANDS:
         hint = configs.nearest(command, COMMANDS, cutoff=0.4)
         raise UnknownNameError(f"there is no command '{command}'.{hint}\nCommands: {', '.join(COMMANDS)}.")
-    if command == "unlearn":
-        unlearn(argv[1:])
+    if command in ("analyze", "unlearn"):
+        # What follows decides which settings there are.
+        COMMANDS[command](argv[1:])
     else:
-        _parse(COMMANDS[command], argv[1:], command, None)
-
-
-def _parse(target: Any, argv: list[str], name: str, description: str | None) -> Any:
-    try:
-        return tyro.cli(
-            target,
-            args=argv,
-            prog=f"lethe {name}",
-            description=description,
-            config=(OmitArgPrefixes, FlagCreatePairsOff),
-        )
-    except SystemExit:
-        if "-h" in argv or "--help" in argv:
-            _examples(name.split()[0])
-        raise
-
-
-def _examples(*names: str) -> None:
-    RESULT.print("\nExamples:")
-    for name in names:
-        for line in tables.EXAMPLES[name]:
-            RESULT.print(f"  {line}")
-
-
-def _defaults(method: str, model: str) -> tuple[SteeringMethod, RunConfig]:
-    kind = configs.method_class(method)
-    if model == BUILTIN:
-        return kind(**kind.on_builtin), RunConfig(model=model, **ON_BUILTIN)
-    return kind(), RunConfig(model=model)
-
-
-def _model_in(argv: list[str]) -> str:
-    """The value of --model, needed before parsing: the defaults depend on it."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        if flag == "--model":
-            return value
-        if flag.startswith("--model="):
-            return flag.removeprefix("--model=")
-    return BUILTIN
-
-
-def _unlearn(method: SteeringMethod, run: RunConfig, command: str, as_json: bool) -> None:
-    from lethe.folder import RunFolder
-    from lethe.run import unlearn
-
-    folder = RunFolder(run.out)
-    complete = folder.holds(configs.plain(method, run)) and folder.is_complete
-    if not complete:
-        with tables.Bars(NOTES) as progress:
-            unlearn(method, run, command=command, progress=progress)
-    try:
-        found = json.loads(folder.report.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder.report} cannot be read.\nDelete {run.out} and run again.") from error
-    if complete:
-        NOTES.print(f"{run.out} holds this run already, complete.")
-    if as_json:
-        keys = ("command", "model", "method", "before", "after", "timing", "patch", "warnings")
-        _print_json({"folder": str(run.out), **{key: found[key] for key in keys}})
-    else:
-        RESULT.print(tables.before_after(found))
-        RESULT.print(f"report: {run.out / 'report.html'}")
-
-
-def _source(model: str, revision: str | None) -> Path:
-    from lethe.sources import model_source
-    from lethe.weights import model_folder
-
-    return model_folder(model_source(model), revision)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+        commands.parse(COMMANDS[command], argv[1:], command, None)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import yaml
 
 from lethe import __version__, methods
 from lethe.corpora import Counted
+from lethe.prompts import Positions
 from lethe.protocols import SteeringMethod, discover, kebab
 from lethe.types import RUN_FORMAT, InvalidLayerError, InvalidValueError, RunFolderError, UnknownNameError
 
@@ -39,17 +40,43 @@ class RunConfig:
     revision: str | None = None
     """Commit or tag of a hub model."""
     forget: tuple[str, ...] = (BUILTIN,)
-    """Forget corpora, one topic each: .jsonl, .json, .txt (paragraphs), a dataset folder or a hub dataset id."""
+    """Forget corpora, one topic each: .jsonl, .json, .txt (paragraphs), a dataset folder or a hub dataset id. A method
+    that reads prompts takes .jsonl or .json with question (and answer), or a line of .txt each. Of the built-in world
+    one topic alone is `builtin:pathogens` or `builtin:exploits`."""
     retain: str = BUILTIN
     """Retain corpus, in the same formats."""
+    reference: str = BUILTIN
+    """Prompts that the model cannot answer, for methods that steer towards refusing; by default questions about things
+    that do not exist."""
+    positions: Positions = "last"
+    """Tokens of a forget prompt that are steered: its last one, those from the first that sets it apart from every
+    retain prompt, or all (published). Of a retain prompt then count: its last token and its answer; all but BOS; or all
+    but BOS, without the answer. Only methods that read prompts have them."""
+    on: Path | None = None
+    """Run folder of an earlier request on the same model: this one is added to it."""
+    withdraw: str | None = None
+    """Name of a request in `on` that is taken back instead of adding one (ridge only); a request is named by its run
+    folder."""
     text_field: str = "text"
     """Field of a .jsonl row that holds the text."""
     layer: int = 7
     """Layer l, counted from 0, at whose output activations are steered."""
     train_layers: tuple[int, ...] = ()
-    """Layers whose matrices are trained; by default l-2, l-1 and l (those that exist)."""
+    """Layers whose matrices are trained; by default l-2, l-1 and l (those that exist), or l alone if the solver is not
+    gradient."""
+    layers_from: Path | None = None
+    """Result of `lethe layers`, whose chosen layers take the place of `layer` and `train_layers`."""
     train_modules: tuple[str, ...] = ()
     """Matrices to train in each of these layers, `mlp.down_proj`; by default the MLP output matrices."""
+    solver: Literal["gradient", "ridge", "pooled"] = "gradient"
+    """How the matrices are found: AdamW on the activations at `layer`; in closed form, for one matrix per layer; or
+    AdamW on that matrix's pooled inputs and outputs, as LUNAR's code does."""
+    lam: float | None = None
+    """Ridge: weight of the distance to the untouched matrix, as a multiple of the mean diagonal of the normal
+    equations' matrix; by default the best of several on held-out rows."""
+    keep_sums: bool = True
+    """Ridge: keep the sums that the solution is made of, so that requests can be added and withdrawn later; without,
+    methods that add one vector are solved by conjugate gradients, without a square matrix."""
     steps: int = 150
     """Optimizer steps over all topics together."""
     batch_size: int = 4
@@ -95,6 +122,16 @@ class RunConfig:
     """Half of the built-in questions: choose settings on dev, report on test."""
     limit: int | None = None
     """At most this many questions of each set, drawn with a fixed seed."""
+    refusals: Path | None = None
+    """Wanted refusals, one a line: answers like these count as refusals, and refusal quality is nearness to them."""
+    encoder: Path | None = None
+    """Folder of a sentence encoder for refusal quality; by default the measured model's own mean hidden state."""
+    samples: int = 0
+    """Sampled answers to each question, at temperature 1, for the metrics of answers; 0 measures the greedy answer."""
+    free_running: bool = False
+    """Rank gold tokens along the model's own answer, as LUNAR's code does, instead of teacher-forced."""
+    keywords: tuple[str, ...] = ()
+    """Forget keywords that the trigger metric puts into questions; by default found in the forget corpora."""
     show_forget: bool = False
     """Write answers to forget questions into the report; without it no text of the forget set is written anywhere."""
     out: Path = Path("runs/latest")
@@ -110,6 +147,12 @@ class RunConfig:
                 raise InvalidValueError(f"'{name}' must be at least 1. Got {getattr(self, name)}.")
         if self.limit is not None and self.limit < 1:
             raise InvalidValueError(f"'limit' must be at least 1. Got {self.limit}.")
+        if self.samples < 0:
+            raise InvalidValueError(f"'samples' must be 0 or more. Got {self.samples}.")
+        if self.lam is not None and not (self.lam >= 0 and math.isfinite(self.lam)):
+            raise InvalidValueError(f"'lam' must be a number of 0 or more. Got {self.lam}.")
+        if self.withdraw is not None and (self.on is None or self.solver != "ridge"):
+            raise InvalidValueError("'withdraw' needs --on RUN and --solver ridge: it takes a request out of that run.")
         if self.threads is not None and self.threads < 1:
             raise InvalidValueError(f"'threads' must be at least 1. Got {self.threads}.")
         if not (self.lr > 0 and math.isfinite(self.lr)):
@@ -131,7 +174,13 @@ class RunConfig:
 
     @property
     def trained_layers(self) -> tuple[int, ...]:
-        """`train_layers`, or the published choice l-2, l-1, l as far as these exist."""
+        """`train_layers`; by default `layer` alone for solvers of one matrix, else l-2, l-1, l as far as these exist.
+
+        The gradient solver moves all of them for one target at `layer`; the others solve each layer for a target of
+        its own at its own output.
+        """
+        if self.solver != "gradient" and not self.train_layers:
+            return (self.layer,)
         return tuple(sorted(set(self.train_layers))) or tuple(range(max(0, self.layer - 2), self.layer + 1))
 
     def resolved(self, topics: int) -> "RunConfig":
@@ -208,6 +257,15 @@ def read_run_config(path: Path) -> RunConfig:
     return _build(RunConfig, _content(path)["run"], path)
 
 
+def reads(path: Path) -> str:
+    """Whether the method of a config.yaml reads texts or prompts; texts, for a method that is not one of Lethe's.
+
+    Raises: RunFolderError, as `read_config`.
+    """
+    kind = discover(methods).get(str(_content(path)["method"]["name"]))
+    return kind.reads if kind is not None else SteeringMethod.reads  # type: ignore[attr-defined]
+
+
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -246,7 +304,7 @@ def _typed(value: Any, kind: Any) -> Any:
     if get_origin(kind) is tuple:
         return tuple(value) if isinstance(value, list) else (value,)
     # YAML takes 5e-5, without a point, for text.
-    return float(value) if kind is float else value
+    return float(value) if kind is float or (kind == float | None and value is not None) else value
 
 
 def _plain(settings: SteeringMethod | RunConfig) -> dict[str, Any]:

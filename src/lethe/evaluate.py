@@ -8,19 +8,24 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import metrics, sources
+from lethe import evalsets, metrics, sources
 from lethe.config import RunConfig, read_run_config
 from lethe.environment import find_device
 from lethe.folder import RunFolder
-from lethe.patch import Patch
+from lethe.patch import Patch, restore
 from lethe.progress import Progress
 from lethe.protocols import Combination, Metric, Subject, discover
+from lethe.refusals import is_refusal
 from lethe.scoring import generate
-from lethe.types import EvalSet, Scores, UsageError
+from lethe.types import EvalSet, Question, Scores, UsageError
 from lethe.weights import load_model, load_tokenizer, model_folder
 
 SAMPLES = 4
 """Questions of each set whose answers are shown."""
+REFERENCES = 64
+"""Reference prompts that are asked to find out whether the model refuses them."""
+FEWEST_REFUSALS = 0.1
+"""Below this share of refused reference prompts a direction to refusing is not to be had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +63,18 @@ def compare(
     progress: Progress,
     *,
     show_forget: bool,
+    start: Patch | None = None,
 ) -> Comparison:
     """Measure a model, apply the patch to it in memory, measure it again.
+
+    With `start` the model is measured with that patch first: what an earlier request left.
 
     Answers to forget questions are sampled with `show_forget` only.
     """
     shown = [
         (data.name, question)
         for data in sets
-        if data.name != "forget" or show_forget
+        if data.name not in ("forget", "earlier") or show_forget
         for question in data.questions[:SAMPLES]
     ]
 
@@ -75,8 +83,10 @@ def compare(
         return [answer.strip() for answer in generate(subject, prompts, [24] * len(prompts))]
 
     progress.phase("measure before and after", 2 * len(sets))
-    subject = Subject(model=model, tokenizer=tokenizer)
+    originals = start.apply_in_memory(model) if start else {}
+    subject = Subject(model=model, tokenizer=tokenizer, originals=originals)
     before, said = measure(subject, sets, progress), answers(subject)
+    restore(model, originals)
     subject = Subject(model=model, tokenizer=tokenizer, originals=patch.apply_in_memory(model))
     after, says = measure(subject, sets, progress), answers(subject)
     samples = tuple(
@@ -84,6 +94,23 @@ def compare(
         for (name, question), earlier, now in zip(shown, said, says, strict=True)
     )
     return Comparison(before=before, after=after, samples=samples)
+
+
+def check_refusals(subject: Subject, reference: Sequence[Question], refusals: Sequence[str]) -> float:
+    """Share of (some) reference prompts that the model refuses to answer.
+
+    Raises: UsageError if it hardly ever does: then there is no direction to find.
+    """
+    some = [asked.prompt for asked in reference[:REFERENCES]]
+    refused = [is_refusal(answer, refusals) for answer in generate(subject, some, [24] * len(some))]
+    rate = sum(refused) / len(refused)
+    if rate < FEWEST_REFUSALS:
+        raise UsageError(
+            f"the model refuses {100 * rate:.0f} % of {len(some)} reference prompts, so nothing in it says that it "
+            f"cannot answer ({100 * FEWEST_REFUSALS:.0f} % are needed).\nA base model has no such region: take a chat "
+            "model, or pass --reference FILE with questions that it declines, or --refusals FILE with how it does so."
+        )
+    return rate
 
 
 def measure_target(target: str, given: Mapping[str, Any], progress: Progress) -> dict[str, Scores]:
@@ -97,22 +124,25 @@ def measure_target(target: str, given: Mapping[str, Any], progress: Progress) ->
         run.require_patch()
         config = dataclasses.replace(read_run_config(run.config), **given)
         patch = Patch.load(run.patch)
-        forget, retain = sources.read_corpora(config)
     else:
         config = RunConfig(model=target, **given)
-        model_folder(sources.model_source(target), config.revision)
+    source = sources.model_source(config.model)
+    model_folder(source, config.revision)
+    tokenizer = load_tokenizer(source, config.revision)
+    if patch is not None:
+        sets = evalsets.of_folder(run.path, given, tokenizer)
+    else:
         forget, retain = sources.read_corpora(config, required=False)
-    sets = sources.eval_sets(config, forget, retain)
+        sets = evalsets.with_keywords(evalsets.sets(config, forget, retain), config, forget, retain, tokenizer)
     if not any(data.questions or data.texts for data in sets):
         raise UsageError(
             f"there is nothing to measure {target} on.\n"
             "Pass --forget-questions, --retain-questions, --forget or --retain."
         )
     device = find_device(config.device)
-    source = sources.model_source(config.model)
     dtype = sources.find_dtype(config.dtype, source, config.revision, device)
     model = load_model(source, dtype=dtype, device=str(device), revision=config.revision)
     originals = patch.apply_in_memory(model) if patch else {}
     progress.phase("measure", len(sets))
-    subject = Subject(model=model, tokenizer=load_tokenizer(source, config.revision), originals=originals)
+    subject = Subject(model=model, tokenizer=tokenizer, originals=originals)
     return measure(subject, sets, progress)

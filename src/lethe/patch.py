@@ -153,6 +153,14 @@ class Patch:
                 parameter.copy_(new)
         return originals
 
+    def over(self, earlier: "Patch") -> "Patch":
+        """One patch for both edits of one base: where both change a tensor, this one's value."""
+        return replace(
+            self,
+            tensors={**earlier.tensors, **self.tensors},
+            base_hashes={**earlier.base_hashes, **self.base_hashes},
+        )
+
     def export(self, base: str | Path, out: str | Path) -> Path:
         """Write the edited model as a full folder at `out`, which must be new or empty; returns it.
 
@@ -202,6 +210,14 @@ class Patch:
 
     def _made_for(self) -> str:
         return f"It was made with {self.method} for {self.model}: pass that model, unedited."
+
+
+def restore(model: PreTrainedModel, originals: Mapping[str, Tensor]) -> None:
+    """Put back what `Patch.apply_in_memory` replaced."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in originals.items():
+            parameters[name].copy_(value)
 
 
 def revert(edited: str | Path, out: str | Path) -> Path:

@@ -34,8 +34,9 @@ class SteeringMethod:
     source: ClassVar[str] = ""
     """The paper, and the section or equation, that the method comes from."""
 
-    on_builtin: ClassVar[Mapping[str, float]] = {}
-    """Settings, by field, that suit the small built-in model; they are the command line's defaults for it."""
+    on_builtin: ClassVar[Mapping[str, Any]] = {}
+    """Settings that suit the small built-in model, by field of the method or of RunConfig; they are the command line's
+    defaults for it."""
 
     coefficient: ClassVar[str] = "steering_coeff"
     """The field that the forget target is linear in: raising it steers further."""
@@ -44,7 +45,7 @@ class SteeringMethod:
     """What its corpora hold: running text, or questions whose answers are to be refused."""
 
     settings: ClassVar[Mapping[str, Any]] = {}
-    """Settings of a run, by field of RunConfig, that differ for this method; they are the command line's defaults."""
+    """Settings, by field of RunConfig, that differ for this method; they are the command line's defaults."""
 
     alpha: float = 10.0
     """Weight of the retain loss."""

@@ -13,18 +13,14 @@ from typing import Any
 import torch
 
 from lethe import config as configs
-from lethe import environment, report, sources
-from lethe.checkpoint import Checkpoint
+from lethe import edits, environment, evalsets, report, requests, sources
 from lethe.config import RunConfig, method_name
-from lethe.corpora import Schedule
-from lethe.evaluate import Comparison, compare
+from lethe.evaluate import Comparison, check_refusals, compare
 from lethe.folder import RunFolder
-from lethe.history import STALLED_AFTER, stalled
+from lethe.layer_search import LayerSearch
 from lethe.patch import Patch
 from lethe.progress import Progress
-from lethe.protocols import SteeringMethod
-from lethe.slice import LayerSlice
-from lethe.solvers import Gradient
+from lethe.protocols import SteeringMethod, Subject
 from lethe.types import RUN_FORMAT, HistoryRow, RunFolderError, Scores
 from lethe.weights import checkpoint_files, load_model, load_tokenizer, model_folder
 
@@ -72,27 +68,41 @@ def unlearn(
             dtype = sources.find_dtype(config.dtype, source, config.revision, clock.device)
             sources.check_layer(config)
             tokenizer = load_tokenizer(source, config.revision)
-            forget, retain = sources.read_corpora(config)
-            sets = sources.eval_sets(config, forget, retain)
-            plan = sources.training_schedule(config, forget, retain, tokenizer)
-            layers = sources.load_slice(config, clock.device, dtype)
-            layers.check(plan.at(0)[1])
+            material = edits.read(method, config, tokenizer)
+            sets = evalsets.of_run(config, material.forget, material.retain, material.asked, tokenizer)
+            start = edits.earlier_patch(config)
+        refused: float | None = None
+        if material.asked is not None:
+            with clock.phase("ask reference prompts"):
+                whole = load_model(source, dtype=dtype, device=str(clock.device), revision=config.revision)
+                refused = check_refusals(
+                    Subject(model=whole, tokenizer=tokenizer), material.asked.reference, evalsets.wanted(config)
+                )
+                del whole
         with folder.open(about):
             with clock.phase("train"):
-                history = _train(layers, method, config, plan, folder, progress)
-                warnings = stalled(history)
-            clock.split("train", "record", layers.recording_seconds)
-            patch = _patch(layers, method, config)
+                edit = edits.find(method, config, material, tokenizer, clock.device, dtype, folder, progress)
+            clock.split("train", "record", edit.recording_seconds)
+            patch = _patch(edit, start, method, config)
             patch.save(folder.patch)
-            # The whole model comes next; where both do not fit, the slice must be gone.
-            del layers
+            if edit.requests:
+                requests.save(edit.requests, folder.path / requests.FILE)
+            warnings, history, facts = edit.warnings, edit.history, edit.facts
+            # The whole model comes next; where both do not fit, the part that was trained must be gone.
+            del edit
             gc.collect()
             found = Comparison()
             with clock.phase("evaluate"):
                 if config.evaluate == "all":
                     model = load_model(source, dtype=dtype, device=str(clock.device), revision=config.revision)
-                    found = compare(model, tokenizer, patch, sets, progress, show_forget=config.show_forget)
+                    found = compare(
+                        model, tokenizer, patch, sets, progress, show_forget=config.show_forget, start=start
+                    )
             written = _report(method, config, command, patch, folder, history, found, warnings, clock)
+            written["solution"] = list(facts)
+            written["reference_refusal_rate"] = refused
+            if config.layers_from is not None:
+                written["layer_search"] = dataclasses.asdict(LayerSearch.load(config.layers_from))
             folder.write_json("per_example.json", {"before": _examples(found.before), "after": _examples(found.after)})
             folder.write_json("environment.json", written["environment"])
             report.write_report(folder.path, written)
@@ -109,73 +119,20 @@ def unlearn(
     )
 
 
-def _train(
-    layers: LayerSlice,
-    method: SteeringMethod,
-    config: RunConfig,
-    plan: Schedule,
-    folder: RunFolder,
-    progress: Progress,
-) -> list[HistoryRow]:
-    solver = Gradient(lr=config.lr, accumulate=config.accumulate, fp32_masters=not config.as_published)
-    checkpoint = folder.checkpoint()
-    history = folder.history(until=checkpoint.step if checkpoint else 0)
-    warned: set[str] = set()
-    last_saved, save_seconds = time.monotonic(), 0.0
-    progress.phase("unlearn", plan.steps)
-    for row in history:
-        progress.advance(f"step {row.step} done before")
-
-    def on_row(row: HistoryRow) -> None:
-        history.append(row)
-        folder.append_history(row)
-        if (row.step + 1) % STALLED_AFTER == 0 or len(history) == plan.steps:
-            for warning in stalled(history):
-                # The numbers in a warning change as the run goes on; one warning a topic is enough.
-                if (topic := warning.split(":")[0]) not in warned:
-                    warned.add(topic)
-                    progress.warn(warning)
-        progress.advance(
-            f"{row.topic}  forget {row.forget_loss:.3g}  retain {row.retain_loss:.3g}  "
-            f"norm {row.forget_norm.mean:.3g} of {row.target_norm:.3g}"
-        )
-
-    def on_checkpoint(checkpoint: Checkpoint) -> None:
-        nonlocal last_saved, save_seconds
-        # Two gigabytes a checkpoint at 7B: saving may take a twentieth of the time, not more.
-        if checkpoint.step < config.steps and time.monotonic() - last_saved < 20 * save_seconds:
-            return
-        started = time.monotonic()
-        folder.save_checkpoint(checkpoint)
-        last_saved = time.monotonic()
-        save_seconds = last_saved - started
-
-    solver.solve(
-        layers,
-        configs.as_run(method, config),
-        plan,
-        torch.Generator().manual_seed(config.seed),
-        resume=checkpoint,
-        on_row=on_row,
-        on_checkpoint=on_checkpoint,
-    )
-    return history
-
-
-def _patch(layers: LayerSlice, method: SteeringMethod, config: RunConfig) -> Patch:
+def _patch(edit: edits.Edit, start: Patch | None, method: SteeringMethod, config: RunConfig) -> Patch:
     about = configs.plain(method, config)
     # Where a run is kept is no property of its edit: equal runs give equal patches.
     del about["run"]["out"]
-    versions = environment.describe(layers.device)
+    versions = environment.describe(torch.device("cpu"))
     patch = Patch.from_parameters(
-        layers.model,
-        layers.delta(),
+        edit.model,
+        edit.values,
         base=model_folder(sources.model_source(config.model), config.revision),
         method=method_name(method),
         config=about,
         versions={key: versions[key] for key in ("lethe", "torch", "transformers")},
     )
-    return dataclasses.replace(patch, model=config.model)
+    return dataclasses.replace(patch.over(start) if start else patch, model=config.model)
 
 
 def _report(

@@ -1,21 +1,28 @@
-"""From the names in a RunConfig to the things they stand for: model, corpora, batches, slice, questions."""
+"""From the names in a RunConfig to the things they stand for: model, corpora, prompts, batches, slices."""
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import decoder, world
+from lethe import corpora, decoder, prompts, world
 from lethe.config import BUILTIN, RunConfig
 from lethe.corpora import Schedule, check_overlap, read_texts, schedule
-from lethe.questions import read_questions, subset
+from lethe.patch import Patch
+from lethe.prompts import Prompts
 from lethe.slice import LayerSlice
-from lethe.types import Batch, CorpusError, EvalSet, InvalidLayerError, Question
+from lethe.types import Batch, CorpusError, InvalidLayerError, Question, Topic
 from lethe.weights import checkpoint_files, count_layers, load_model, model_folder, read_tensor
 
-TEXTS = 64
-"""Rows of each corpus that perplexity and drift are measured on."""
+Found = TypeVar("Found")
+Row = TypeVar("Row")
+
+UNVERIFIABLE = 200
+"""Questions about things that do not exist, where no reference prompts were named."""
 
 
 def model_source(model: str) -> str | Path:
@@ -39,21 +46,14 @@ def read_corpora(config: RunConfig, *, required: bool = True) -> tuple[dict[str,
     Raises: CorpusError.
     """
     has_world = config.model == BUILTIN
-    if required and not has_world and BUILTIN in (*config.forget, config.retain):
-        missing = " and ".join(
-            f for f, v in (("--forget", BUILTIN in config.forget), ("--retain", config.retain == BUILTIN)) if v
-        )
-        raise CorpusError(
-            f"the built-in corpora tell of a made-up world that {config.model} does not know.\nPass {missing} FILE."
-        )
+    if required:
+        _refuse_foreign_world(config)
     forget: dict[str, list[str]] = {}
     for source in config.forget:
-        if source == BUILTIN:
-            forget |= world.forget_texts() if has_world else {}
+        if is_builtin(source):
+            forget |= _builtin_topics(source, world.forget_texts()) if has_world else {}
             continue
-        name = Path(source).stem
-        while name in forget:
-            name += "'"
+        name = _unused(Path(source).stem, forget)
         # The published code takes the raw line, JSON quotes and all, unless a file's name says that it is its biology.
         raw_lines = config.as_published and source.endswith(".jsonl") and "bio-forget-corpus" not in source
         forget[name] = read_texts(source, text_field=config.text_field, raw_lines=raw_lines)
@@ -63,6 +63,148 @@ def read_corpora(config: RunConfig, *, required: bool = True) -> tuple[dict[str,
         retain = read_texts(config.retain, text_field=config.text_field)
     check_overlap(forget, retain, allow=config.allow_overlap)
     return forget, retain
+
+
+def read_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """Forget, retain and reference prompts, rendered in the model's chat template if it has one.
+
+    Raises: CorpusError.
+    """
+    _refuse_foreign_world(config)
+    forget: dict[str, tuple[Question, ...]] = {}
+    for source in config.forget:
+        if is_builtin(source):
+            forget |= _builtin_topics(source, world.forget_prompts())
+        else:
+            forget[_unused(Path(source).stem, forget)] = prompts.read_prompts(source)
+    retain = world.retain_prompts() if config.retain == BUILTIN else prompts.read_prompts(config.retain)
+    if config.reference != BUILTIN:
+        reference = prompts.read_prompts(config.reference)
+    elif config.model == BUILTIN:
+        reference = world.reference_prompts()
+    else:
+        reference = prompts.unverifiable(UNVERIFIABLE, seed=0)
+    found = Prompts(forget=forget, retain=retain, reference=reference)
+    prompts.check_apart(found, allow=config.allow_overlap)
+    return Prompts(
+        forget={name: prompts.render(tokenizer, asked) for name, asked in forget.items()},
+        retain=prompts.render(tokenizer, retain),
+        reference=prompts.render(tokenizer, reference),
+    )
+
+
+def one_pass(
+    config: RunConfig,
+    forget: Mapping[str, list[str]],
+    retain: list[str],
+    asked: Prompts | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[tuple[Topic, ...], tuple[Batch, ...]]:
+    """Every row of the corpora once: topics with their forget batches, and retain batches, in an order by the seed.
+
+    Raises: CorpusError, EmptyBatchError.
+    """
+    config = config.resolved(len(forget))
+    rng = torch.Generator().manual_seed(config.seed)
+    if asked is not None:
+        return _prompt_topics(config, asked, tokenizer, rng)
+
+    def of_texts(name: str, texts: list[str], max_length: int) -> tuple[Batch, ...]:
+        rows = corpora.encode(_shuffled(texts, rng), tokenizer, max_length=max_length, chunk=config.chunk)
+        whole = len(rows) - len(rows) % config.batch_size
+        return tuple(
+            batch
+            for part, size in ((rows[:whole], config.batch_size), (rows[whole:], len(rows) - whole))
+            if part
+            for batch in corpora.batches(
+                part, tokenizer, batch_size=size, count=config.count, padding_side="right", name=name
+            )
+        )
+
+    topics = tuple(
+        Topic(name=name, batches=of_texts(f"forget corpus {name!r}", texts, max_length))
+        for (name, texts), max_length in zip(forget.items(), config.max_length, strict=False)
+    )
+    return topics, of_texts("retain corpus", retain, config.max_length[-1])
+
+
+def prompt_schedule(config: RunConfig, asked: Prompts, tokenizer: PreTrainedTokenizerBase) -> Schedule:
+    """The batches of every step for a method that reads prompts; the corpora are repeated as the steps need."""
+    config = config.resolved(len(asked.forget))
+    rng = torch.Generator().manual_seed(config.seed)
+    topics, retain = _prompt_topics(config, asked, tokenizer, rng)
+    turns = config.steps * config.accumulate
+    each = -(-turns // len(topics))
+    return Schedule(
+        topics=tuple(
+            replace(topic, batches=tuple(itertools.islice(itertools.cycle(topic.batches), each))) for topic in topics
+        ),
+        retain=tuple(itertools.islice(itertools.cycle(retain), turns)),
+        steps=turns,
+    )
+
+
+def _prompt_topics(
+    config: RunConfig,
+    asked: Prompts,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: torch.Generator,
+) -> tuple[tuple[Topic, ...], tuple[Batch, ...]]:
+    size, longest = config.batch_size, config.max_length[-1]
+    positions = "all" if config.as_published else config.positions
+    reference = prompts.whole_batches(
+        [one.prompt for one in asked.reference], tokenizer, batch_size=size, max_length=longest
+    )
+    topics = tuple(
+        Topic(
+            name=name,
+            batches=prompts.forget_batches(
+                _shuffled(found, rng),
+                asked.retain,
+                tokenizer,
+                positions=positions,
+                batch_size=size,
+                max_length=max_length,
+            ),
+            reference=reference,
+        )
+        for (name, found), max_length in zip(asked.forget.items(), config.max_length, strict=False)
+    )
+    retain = prompts.retain_batches(
+        _shuffled(asked.retain, rng), tokenizer, positions=positions, batch_size=size, max_length=longest
+    )
+    return topics, retain
+
+
+def _shuffled(rows: Sequence[Row], rng: torch.Generator) -> list[Row]:
+    return [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
+
+
+def is_builtin(source: str) -> bool:
+    """Whether a corpus's name is that of the built-in world, or of one topic of it."""
+    return source == BUILTIN or source.startswith(f"{BUILTIN}:")
+
+
+def _builtin_topics(source: str, topics: Mapping[str, Found]) -> dict[str, Found]:
+    wanted = source.partition(":")[2]
+    if wanted and wanted not in topics:
+        raise CorpusError(f"the built-in world has no forget topic '{wanted}'.\nIt has {', '.join(topics)}.")
+    return {name: found for name, found in topics.items() if wanted in ("", name)}
+
+
+def _refuse_foreign_world(config: RunConfig) -> None:
+    named = {"--forget": any(map(is_builtin, config.forget)), "--retain": is_builtin(config.retain)}
+    if config.model != BUILTIN and any(named.values()):
+        missing = " and ".join(flag for flag, is_named in named.items() if is_named)
+        raise CorpusError(
+            f"the built-in corpora tell of a made-up world that {config.model} does not know.\nPass {missing} FILE."
+        )
+
+
+def _unused(name: str, taken: Mapping[str, object]) -> str:
+    while name in taken:
+        name += "'"
+    return name
 
 
 def training_schedule(
@@ -99,16 +241,31 @@ def check_layer(config: RunConfig) -> None:
         )
 
 
-def load_slice(config: RunConfig, device: torch.device, dtype: torch.dtype) -> LayerSlice:
-    """The first l+1 layers, with the matrices of the trained layers free to move.
+def load_slice(config: RunConfig, device: torch.device, dtype: torch.dtype, patch: Patch | None = None) -> LayerSlice:
+    """The first l+1 layers, with the matrices of the trained layers free to move from where the patch puts them.
 
-    Raises: ModelError, InvalidLayerError, UnknownModuleError.
+    Raises: ModelError, InvalidLayerError, UnknownModuleError, PatchError.
     """
-    source = model_source(config.model)
-    check_layer(config)
-    model = load_model(source, layers=config.layer + 1, dtype=dtype, device=str(device), revision=config.revision)
+    model = _first_layers(config, device, dtype)
+    if patch is not None:
+        patch.apply_in_memory(model)
     names = [decoder.trainable_names(model, layer, config.train_modules) for layer in config.trained_layers]
     return LayerSlice(model, config.trained_layers[0], config.layer + 1, sum(names, ()))
+
+
+def layer_slices(config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[LayerSlice, ...]:
+    """For each trained layer, the slice of it alone, for solvers that give each layer a target of its own."""
+    model = _first_layers(config, device, dtype)
+    return tuple(
+        LayerSlice(model, layer, layer + 1, decoder.trainable_names(model, layer, config.train_modules))
+        for layer in config.trained_layers
+    )
+
+
+def _first_layers(config: RunConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    check_layer(config)
+    source = model_source(config.model)
+    return load_model(source, layers=config.layer + 1, dtype=dtype, device=str(device), revision=config.revision)
 
 
 def check_slice(config: RunConfig, device: torch.device) -> dict[str, object]:
@@ -129,38 +286,3 @@ def check_slice(config: RunConfig, device: torch.device) -> dict[str, object]:
         "d_model": layers.d_model,
         "trained": {name: list(parameter.shape) for name, parameter in layers.trained.items()},
     }
-
-
-def eval_sets(config: RunConfig, forget: Mapping[str, Sequence[str]], retain: Sequence[str]) -> tuple[EvalSet, ...]:
-    """The sets of a run: its question files and the first rows of its corpora, or the built-in model's exam.
-
-    Raises: QuestionError.
-    """
-    texts = {"forget": _in_turn(list(forget.values())), "retain": list(retain)}
-    questions: dict[str, Sequence[Question]] = {}
-    if config.model == BUILTIN:
-        questions |= world.questions(config.split)
-        texts["adjacent"] = world.adjacent_texts()
-    paths = {
-        "forget": config.forget_questions,
-        "adjacent": config.adjacent_questions,
-        "retain": config.retain_questions,
-    }
-    questions |= {name: read_questions(path) for name, path in paths.items() if path is not None}
-    if config.limit is not None:
-        questions = {name: subset(found, config.limit, 0) for name, found in questions.items()}
-    return tuple(
-        EvalSet(
-            name=name,
-            questions=tuple(questions.get(name, ())),
-            texts=tuple(texts.get(name, ())[:TEXTS]),
-            scoring="cloze" if config.model == BUILTIN else config.scoring,
-        )
-        for name in sorted({*texts, *questions}, key=["forget", "adjacent", "retain", "unknown"].index)
-    )
-
-
-def _in_turn(corpora: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of all topics in turn, so that the first ones are fair to each."""
-    longest = max(map(len, corpora), default=0)
-    return [corpus[i] for i in range(longest) for corpus in corpora if i < len(corpus)]

@@ -11,14 +11,26 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column, Table
 from rich.text import Text
 
+from lethe import analyses as analyses_folder
 from lethe import methods as methods_folder
 from lethe import metrics as metrics_folder
 from lethe.diff import TensorDiff
+from lethe.layer_search import LayerSearch
 from lethe.plan import Plan
 from lethe.progress import Progress
 from lethe.protocols import discover
+from lethe.report.words import FEATURED, metric_and_set, metric_names
 
-PERCENT = ("multiple_choice", "exact_match", "answer_confidence")
+PERCENT = (
+    "multiple_choice",
+    "exact_match",
+    "answer_confidence",
+    "rouge1_recall",
+    "rouge_l_recall",
+    "refusal_rate",
+    "trigger",
+    "trigger_control",
+)
 """Metrics that are shares, shown in per cent."""
 
 EXAMPLES: dict[str, list[str]] = {
@@ -27,12 +39,20 @@ EXAMPLES: dict[str, list[str]] = {
         "lethe unlearn adaptive-rmu --model builtin --layer 5 --beta 2 --out runs/a",
         "lethe unlearn rmu --model HuggingFaceH4/zephyr-7b-beta --forget cyber.jsonl --retain wiki.txt --out runs/b",
         "lethe unlearn rmu --model ./my-model --forget a.jsonl --retain r.txt --layer 7 --dry-run",
+        "lethe unlearn lunar --model ./my-chat --forget questions.jsonl --retain others.jsonl --layer 20 --out runs/c",
+        "lethe unlearn rmu --model builtin --nu 10 --out runs/d",
         "lethe unlearn runs/a/config.yaml --seed 1 --out runs/a1",
     ],
+    "layers": ["lethe layers builtin", "lethe layers ./my-model --forget q.jsonl --retain r.jsonl --out layers.json"],
+    "withdraw": ["lethe withdraw runs/b a --out runs/b-without-a"],
     "eval": [
         "lethe eval builtin --split dev",
         "lethe eval runs/a",
         "lethe eval ./my-model --retain-questions mine.jsonl",
+    ],
+    "analyze": [
+        "lethe analyze layers builtin --layers 2 7 11 --out runs/analyses",
+        "lethe analyze all runs/a --out runs/a-analyses",
     ],
     "check": ["lethe check builtin --layer 5", "lethe check ./my-model --layer 7"],
     "ls": ["lethe ls methods", "lethe ls runs"],
@@ -51,12 +71,17 @@ def before_after(report: Mapping[str, Any]) -> Table:
     title = f"{method['name']} on {report['model']}, layer {report['config']['layer']}"
     table = _table(title, "metric", "set", "before", "after", "n", "chance")
     for name, after in _by_metric(report["after"]).items():
-        metric, _, data = name.partition("/")
+        metric, data = metric_and_set(name)
+        if metric not in FEATURED:
+            continue
         chance = f"{100 * after['chance']:.0f} %" if "chance" in after else ""
         table.add_row(
             metric, data, _score(metric, report["before"][name]), _score(metric, after), str(after["n"]), chance
         )
-    if not report["after"]:
+    measured = {metric_and_set(name)[0] for name in report["after"]}
+    more = len(measured - set(FEATURED))
+    table.caption = f"{more} more metrics stand in the report." if more else None
+    if not measured:
         table.caption = "Not measured (--evaluate none)."
     return table
 
@@ -65,7 +90,7 @@ def scores(found: Mapping[str, Mapping[str, Any]]) -> Table:
     """Scores of one model."""
     table = _table("", "metric", "set", "value", "n", "chance")
     for name, score in _by_metric(found).items():
-        metric, _, data = name.partition("/")
+        metric, data = metric_and_set(name)
         chance = f"{100 * score['chance']:.0f} %" if "chance" in score else ""
         table.add_row(metric, data, _score(metric, score), str(score["n"]), chance)
     return table
@@ -105,6 +130,14 @@ def metrics() -> Table:
     return table
 
 
+def analyses() -> Table:
+    """Every discovered analysis."""
+    table = _table("", "analysis", "what it shows", "source")
+    for name, kind in discover(analyses_folder).items():
+        table.add_row(name, _first_line(kind), kind.source)  # type: ignore[attr-defined]
+    return table
+
+
 def runs(folder: Path) -> Table:
     """Complete runs directly inside a folder."""
     table = _table("", "run", "method", "model", "layer", "forget", "retain")
@@ -122,6 +155,23 @@ def runs(folder: Path) -> Table:
         table.add_row(str(path.parent), *cells)
     if not table.rows:
         table.caption = f"No complete run in {folder}."
+    return table
+
+
+def layer_search(found: LayerSearch) -> Table:
+    """Scores of each layer."""
+    columns = ("layer", "refused", "wanted (s1)", "unwanted (s2)", "s1 - s2", "direction", "chosen")
+    table = _table(f"steered by {found.coefficient:g} times the direction at the last prompt token", *columns)
+    for row in found.layers:
+        table.add_row(
+            str(row.layer),
+            f"{100 * row.refusal_rate:.0f} %",
+            f"{row.wanted:.3f}",
+            f"{row.unwanted:.3f}",
+            f"{row.wanted - row.unwanted:+.3f}",
+            f"{row.length:.3g}",
+            str(found.chosen.index(row.layer) + 1) if row.layer in found.chosen else "",
+        )
     return table
 
 
@@ -215,9 +265,8 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _by_metric(found: Mapping[str, Any]) -> dict[str, Any]:
-    order = {metric: i for i, metric in enumerate(dict.fromkeys(name.partition("/")[0] for name in found))}
-    first = {"multiple_choice": -3, "exact_match": -2, "perplexity": -1}
-    return dict(sorted(found.items(), key=lambda item: first.get(m := item[0].partition("/")[0], order[m])))
+    order = {metric: i for i, metric in enumerate(metric_names(found))}
+    return dict(sorted(found.items(), key=lambda item: order[metric_and_set(item[0])[0]]))
 
 
 def _score(metric: str, score: Mapping[str, Any]) -> str:

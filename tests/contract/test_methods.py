@@ -37,7 +37,12 @@ VARIANTS = {name: kind() for name, kind in METHODS.items()} | {
     for choice in get_args(field.type)
     if choice != field.default
 }
-"""Each method by default, and with each other choice of a setting that has choices."""
+VARIANTS |= {
+    f"{name} with noise on its {noise}": kind(nu=0.01, alpha=10.0, noise=noise)
+    for name, kind in METHODS.items()
+    for noise in ("target", "input")
+}
+"""Each method by default, with each other choice of a setting that has choices, and with RNA's noise."""
 LAYER = 3
 TRAINED = (1, 2, 3)
 
@@ -62,7 +67,11 @@ def layers(tiny_model: TinyModel) -> LayerSlice:
 
 @pytest.fixture
 def topic(tiny_batch: TinyBatch) -> Topic:
-    return Topic(name="hazard", batches=(tiny_batch(count="no-first"), tiny_batch(seed=1, count="no-first")))
+    return Topic(
+        name="hazard",
+        batches=(tiny_batch(count="no-first"), tiny_batch(seed=1, count="no-first")),
+        reference=(tiny_batch(seed=3), tiny_batch((4, 8), seed=4)),
+    )
 
 
 @pytest.fixture
@@ -88,7 +97,8 @@ def train(layers: LayerSlice, method: SteeringMethod, topic: Topic, retain: Batc
 
 
 def loss(layers: LayerSlice, method: SteeringMethod, state: State, topic: Topic, retain: Batch) -> float:
-    """The method's own objective on all batches."""
+    """The method's own objective on all batches, without noise, which has no part in the expected optimum."""
+    method = dataclasses.replace(method, nu=0.0)
     kept = layers.record(retain)
     with torch.no_grad():
         h = layers(kept)
@@ -136,7 +146,12 @@ def test_every_setting_is_explained(kind: type[SteeringMethod]) -> None:
 
 
 def test_what_suits_the_built_in_model_are_settings_of_it(kind: type[SteeringMethod]) -> None:
-    assert dataclasses.replace(kind(), **kind.on_builtin) is not None
+    own = {field.name for field in dataclasses.fields(kind)}
+    of_run = {field.name for field in dataclasses.fields(RunConfig)}
+    assert dataclasses.replace(kind(), **{name: value for name, value in kind.on_builtin.items() if name in own})
+    rest = {name: value for name, value in kind.on_builtin.items() if name not in own}
+    assert set(rest) <= of_run
+    assert RunConfig(model="builtin", **{**kind.settings, **rest})
 
 
 def test_as_published_is_a_method_of_the_same_kind(kind: type[SteeringMethod]) -> None:
@@ -239,9 +254,30 @@ def test_padding_changes_no_target_of_a_counted_token(method: SteeringMethod, la
 def test_what_it_keeps_stays_where_it_was_unless_it_says_otherwise(
     method: SteeringMethod, layers: LayerSlice, retain: Batch
 ) -> None:
-    if type(method).retain_target is SteeringMethod.retain_target:
-        frozen = layers.record(retain).frozen
-        assert torch.equal(method.retain_target(frozen, generator()), frozen.h)
+    if type(method).retain_target is not SteeringMethod.retain_target:
+        return
+    frozen = layers.record(retain).frozen
+    kept = method.retain_target(frozen, generator())
+    if method.nu == 0 or method.noise == "input":
+        assert torch.equal(kept, frozen.h)
+    else:
+        assert (kept - frozen.h).std().item() == pytest.approx(method.nu, rel=0.15)
+        assert torch.equal(kept, method.retain_target(frozen, generator()))
+        assert not torch.equal(kept, method.retain_target(frozen, generator(1)))
+
+
+def test_its_forget_target_is_linear_in_its_coefficient(
+    method: SteeringMethod, layers: LayerSlice, topic: Topic
+) -> None:
+    def target(coefficient: float) -> Tensor:
+        scaled = dataclasses.replace(method, **{method.coefficient: coefficient})
+        frozen = layers.record(topic.batches[0]).frozen
+        state = scaled.update(frozen, scaled.prepare(layers, topic, generator()))
+        return scaled.forget_target(frozen, state).broadcast_to(frozen.h.shape)[frozen.mask]
+
+    at_0, at_1, at_3 = map(target, (0.0, 1.0, 3.0))
+    assert not torch.equal(at_0, at_1)
+    torch.testing.assert_close(at_3, at_0 + 3 * (at_1 - at_0))
 
 
 # What it does to a model

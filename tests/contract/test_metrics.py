@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from lethe import metrics
-from lethe.protocols import Metric, Subject, discover
+from lethe.protocols import Combination, Metric, Subject, discover
 from lethe.types import EvalSet, Question, Scores
 
-METRICS = discover(metrics)
+METRICS = {name: kind for name, kind in discover(metrics).items() if isinstance(kind(), Metric)}
+COMBINATIONS = {name: kind for name, kind in discover(metrics).items() if isinstance(kind(), Combination)}
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 COLOURS = ("red", "green", "blue", "grey")
 QUESTIONS = tuple(
@@ -26,16 +27,18 @@ QUESTIONS = tuple(
 )
 FREE = tuple(replace(question, choices=(), accepted=("clear",)) for question in QUESTIONS)
 TEXTS = ("A frog sat still.", "Oil floats.", "Lead sinks, and wine does not.", "Fog.")
+WORDS: dict[str, Any] = {"keywords": ("oil", "wine"), "neutral": ("ink", "milk")}
 SETS = {
-    "cloze": EvalSet(name="forget", questions=QUESTIONS, texts=TEXTS, scoring="cloze"),
-    "letter": EvalSet(name="retain", questions=QUESTIONS, texts=TEXTS, scoring="letter"),
+    "cloze": EvalSet(name="retain", questions=QUESTIONS, texts=TEXTS, scoring="cloze", **WORDS),
+    "letter": EvalSet(name="retain", questions=QUESTIONS, texts=TEXTS, scoring="letter", **WORDS),
     "free-form": EvalSet(name="unknown", questions=FREE, texts=TEXTS),
-    "questions alone": EvalSet(name="adjacent", questions=QUESTIONS, scoring="cloze"),
+    "questions alone": EvalSet(name="adjacent", questions=QUESTIONS, scoring="cloze", **WORDS),
     "texts alone": EvalSet(name="adjacent", texts=TEXTS),
+    "sampled": EvalSet(name="unknown", questions=FREE, texts=TEXTS, samples=2, seed=5, free_running=True),
     "one of each": EvalSet(name="retain", questions=QUESTIONS[:1], texts=TEXTS[:1]),
 }
 # Metrics whose value is the plain mean over examples.
-MEANS = {"multiple-choice", "exact-match", "answer-confidence", "activation-norm", "cosine-to-frozen"}
+MEANS = set(METRICS) - {"perplexity", "distinct2"}
 
 
 @pytest.fixture(params=METRICS)
@@ -95,6 +98,10 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
             assert value == after[part], part
 
 
+def several(scores: Scores | Mapping[str, Scores] | None) -> Mapping[str, Scores]:
+    return {"": scores} if isinstance(scores, Scores) else scores or {}
+
+
 def test_there_are_metrics() -> None:
     assert {"multiple-choice", "exact-match", "perplexity", "answer-confidence", "activation-norm"} <= set(METRICS)
 
@@ -115,23 +122,21 @@ def test_it_says_what_it_measures_and_where_it_comes_from(name: str) -> None:
 
 
 def test_its_numbers_can_be_trusted(name: str, data: EvalSet, subject: Subject) -> None:
-    scores = METRICS[name]()(subject, data)
-    if scores is None:
-        return
-    assert isinstance(scores, Scores)
-    assert math.isfinite(scores.value)
-    assert math.isfinite(scores.stderr)
-    assert scores.stderr >= 0
-    assert scores.n >= 1
-    assert scores.better in ("higher", "lower", "neither")
-    assert len(scores.per_example) in (0, scores.n)
-    assert all(map(math.isfinite, (*scores.per_example, *scores.by_layer)))
-    assert scores.chance is None or 0 < scores.chance < 1
-    assert len(scores.by_layer) in (0, subject.model.config.num_hidden_layers)
-    if name in MEANS:
-        assert scores.value == pytest.approx(sum(scores.per_example) / scores.n, rel=1e-9)
-    if scores.n == 1:
-        assert scores.stderr == 0
+    for scores in several(METRICS[name]()(subject, data)).values():
+        assert isinstance(scores, Scores)
+        assert math.isfinite(scores.value)
+        assert math.isfinite(scores.stderr)
+        assert scores.stderr >= 0
+        assert scores.n >= 1
+        assert scores.better in ("higher", "lower", "neither")
+        assert len(scores.per_example) in (0, scores.n)
+        assert all(map(math.isfinite, (*scores.per_example, *scores.by_layer)))
+        assert scores.chance is None or 0 < scores.chance < 1
+        assert len(scores.by_layer) in (0, subject.model.config.num_hidden_layers)
+        if name in MEANS:
+            assert scores.value == pytest.approx(sum(scores.per_example) / scores.n, rel=1e-9)
+        if scores.n == 1:
+            assert scores.stderr == 0
 
 
 def test_it_measures_every_kind_of_set_that_it_should(name: str, subject: Subject) -> None:
@@ -175,14 +180,24 @@ def test_it_gives_the_same_twice(name: str, data: EvalSet, subject: Subject) -> 
     torch.manual_seed(0)
     first = METRICS[name]()(subject, data)
     torch.manual_seed(1)
-    assert METRICS[name]()(subject, data) == first
+    # Another subject of the same model: nothing that was generated for the first one is known to it.
+    assert METRICS[name]()(replace(subject, known={}), data) == first
 
 
 def test_the_order_of_a_set_does_not_matter(name: str, subject: Subject) -> None:
     data = SETS["cloze"]
     turned = replace(data, questions=data.questions[::-1], texts=data.texts[::-1])
     here, there = METRICS[name]()(subject, data), METRICS[name]()(subject, turned)
-    assert here is not None
-    assert there is not None
-    assert there.value == pytest.approx(here.value, rel=1e-6)
-    assert there.per_example[::-1] == pytest.approx(here.per_example, rel=1e-5)
+    assert several(here).keys() == several(there).keys() != set()
+    for part, scores in several(here).items():
+        other = several(there)[part]
+        assert other.value == pytest.approx(scores.value, rel=1e-6)
+        assert other.per_example[::-1] == pytest.approx(scores.per_example, rel=1e-5)
+
+
+def test_a_combination_is_documented_and_needs_what_it_combines() -> None:
+    assert COMBINATIONS.keys() | METRICS.keys() == discover(metrics).keys()
+    for name, kind in COMBINATIONS.items():
+        assert kind().source, name
+        assert inspect.getdoc(kind), name
+        assert kind().combine({}) is None, name

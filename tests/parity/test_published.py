@@ -1,4 +1,4 @@
-"""RMU and Adaptive RMU against the authors' loop, written out plainly: two whole models, hooks, all layers."""
+"""RMU, Adaptive RMU, RSV and RNA against the authors' loops, written out: two whole models, hooks, all layers."""
 
 import copy
 from collections.abc import Callable
@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from lethe.corpora import Schedule
 from lethe.decoder import find_layers, trainable_names
-from lethe.directions import random_unit
+from lethe.directions import gaussian_like, random_unit
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.methods.rmu import RMU
+from lethe.methods.rsv import RSV
 from lethe.protocols import SteeringMethod
 from lethe.slice import LayerSlice
 from lethe.solvers import Gradient
-from lethe.types import Batch, Topic
+from lethe.types import Batch, HistoryRow, Topic
 
 LAYER, TRAINED, STEPS, TOPICS, LR = 3, (1, 2, 3), 6, ("bio", "cyber"), 1e-3
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -60,7 +61,7 @@ def mean_over_counted(h: Tensor, target: Tensor, batch: Batch) -> Tensor:
 
 def naive_loop(
     model: PreTrainedModel,
-    method: RMU | AdaptiveRMU,
+    method: RMU | AdaptiveRMU | RSV,
     schedule: Schedule,
     mse: Callable[[Tensor, Tensor, Batch], Tensor],
 ) -> dict[str, Tensor]:
@@ -71,15 +72,20 @@ def naive_loop(
     assert all(parameter.requires_grad for parameter in parameters.values())
     optimizer = torch.optim.AdamW([parameters[name] for name in names], lr=LR, eps=1e-6, weight_decay=0.0)
     rng = torch.Generator().manual_seed(0)
-    units = [random_unit(32, "uniform", rng) for _ in TOPICS]
+    units: dict[int, Tensor] = {}
     lengths: dict[int, float] = {}
     for step in range(STEPS):
         topic, index = step % len(TOPICS), step // len(TOPICS)
         forget = schedule.topics[topic].batches[index]
         retain = schedule.retain[step]
         h_forget = forward(updated, forget)
+        if topic not in units:
+            units[topic] = random_unit(32, method.direction, rng)
         if isinstance(method, RMU):
             target = method.steering_coeff * units[topic]
+        elif isinstance(method, RSV):
+            with torch.no_grad():
+                target = forward(frozen, forget) + method.steering_coeff * units[topic]
         else:
             if topic not in lengths:
                 lengths[topic] = method.beta * h_forget.norm(dim=-1)[forget.mask].mean().item()
@@ -87,6 +93,8 @@ def naive_loop(
         forget_loss = mse(h_forget, target, forget)
         with torch.no_grad():
             kept = forward(frozen, retain)
+            if method.nu > 0:
+                kept = kept + method.nu * gaussian_like(kept, rng)
         retain_loss = mse(forward(updated, retain), kept, retain)
         (forget_loss + method.alpha * retain_loss).backward()
         optimizer.step()
@@ -101,10 +109,20 @@ def ours(model: PreTrainedModel, method: SteeringMethod, schedule: Schedule) -> 
     return layers.delta()
 
 
-@pytest.mark.parametrize("method", [RMU(alpha=10.0), AdaptiveRMU(alpha=10.0)], ids=["rmu", "adaptive-rmu"])
+METHODS = {
+    "rmu": RMU(alpha=10.0),
+    "adaptive-rmu": AdaptiveRMU(alpha=10.0),
+    "rsv": RSV(alpha=10.0),
+    "rna on rmu": RMU(alpha=10.0, nu=0.05),
+    "rna on adaptive-rmu": AdaptiveRMU(alpha=10.0, nu=0.05),
+    "rna on rsv": RSV(alpha=10.0, nu=0.05),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_as_published_gives_the_authors_weights(
-    tiny_model: Any, tiny_batch: Any, family: str, method: RMU | AdaptiveRMU
+    tiny_model: Any, tiny_batch: Any, family: str, method: RMU | AdaptiveRMU | RSV
 ) -> None:
     model = tiny_model(family, **FAMILIES[family])
     schedule = published_schedule(tiny_batch, side="left", count="all")
@@ -121,9 +139,9 @@ def test_as_published_gives_the_authors_weights(
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", [RMU(alpha=10.0), AdaptiveRMU(alpha=10.0)], ids=["rmu", "adaptive-rmu"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_default_counts_real_tokens_without_bos(
-    tiny_model: Any, tiny_batch: Any, method: RMU | AdaptiveRMU
+    tiny_model: Any, tiny_batch: Any, method: RMU | AdaptiveRMU | RSV
 ) -> None:
     model = tiny_model("llama")
     schedule = published_schedule(tiny_batch, side="right", count="no-first")
@@ -135,6 +153,41 @@ def test_the_default_counts_real_tokens_without_bos(
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
         assert (found[name] - over_everything[name]).abs().max() > 1e-4
+
+
+def test_noise_on_the_retain_target_sets_a_floor_under_the_retain_loss(tiny_model: Any, tiny_batch: Any) -> None:
+    """E |h - (h0 + nu xi)|^2 = |h - h0|^2 + nu^2 per coordinate; at the first step the model is still h0."""
+    model, method = tiny_model("llama"), RMU(alpha=10.0, nu=0.3)
+    layers = LayerSlice(model, 1, LAYER + 1, trainable_names(model, LAYER))
+    rows: list[HistoryRow] = []
+    schedule = published_schedule(tiny_batch, side="right", count="no-first")
+    Gradient(lr=1e-6).solve(layers, method, schedule, torch.Generator().manual_seed(0), on_row=rows.append)
+
+    assert rows[0].retain_floor == pytest.approx(10 * 0.3**2)
+    assert sum(10 * row.retain_loss for row in rows) / len(rows) == pytest.approx(rows[0].retain_floor, rel=0.05)
+
+
+def test_noise_on_the_input_moves_the_retain_activation_and_not_its_target(tiny_model: Any, tiny_batch: Any) -> None:
+    model = tiny_model("llama")
+    layers = LayerSlice(model, 1, LAYER + 1, trainable_names(model, LAYER))
+    recording = layers.record(tiny_batch())
+    noise = 0.1 * gaussian_like(recording.hidden, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = layers(recording, noise)
+        whole = forward_from(model, recording.batch, noise)
+    torch.testing.assert_close(found, whole, rtol=0, atol=0)
+    assert not torch.equal(found, recording.frozen.h)
+
+
+def forward_from(model: PreTrainedModel, batch: Batch, noise: Tensor) -> Tensor:
+    """A whole forward with noise added to what enters layer 1."""
+    handle = find_layers(model)[0].register_forward_hook(
+        lambda _, __, output: (output[0] + noise, *output[1:]) if isinstance(output, tuple) else output + noise
+    )
+    try:
+        return forward(model, batch)
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from lethe.metrics.exact_match import ExactMatch, is_match
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.perplexity import Perplexity
 from lethe.protocols import Metric, Subject, discover
-from lethe.types import EvalSet, Question
+from lethe.types import EvalSet, Question, Scores
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 OF = {name: index for index, name in enumerate(["<s>", "</s>", *ALPHABET, *("Ġ" + letter for letter in "ABCD")])}
@@ -352,18 +352,29 @@ def test_a_text_that_is_read_twice_counts_twice() -> None:
 # All of them
 
 
-EVERY = sorted(discover(metrics).items())
+EVERY = sorted((name, kind) for name, kind in discover(metrics).items() if isinstance(kind(), Metric))
 
 
 def test_the_folder_holds_these_metrics() -> None:
-    assert [name for name, _ in EVERY] == [
+    assert {
         "activation-norm",
         "answer-confidence",
         "cosine-to-frozen",
         "exact-match",
         "multiple-choice",
         "perplexity",
-    ]
+        "rouge1-recall",
+        "rouge-l-recall",
+        "refusal-rate",
+        "refusal-quality",
+        "mean-reciprocal-rank",
+        "top-hit-ratio",
+        "extraction-strength",
+        "exact-memorisation",
+        "repetition",
+        "distinct2",
+        "deviation-score",
+    } <= set(discover(metrics))
 
 
 @pytest.mark.parametrize("kind", [kind for _, kind in EVERY], ids=[name for name, _ in EVERY])
@@ -378,14 +389,18 @@ def test_a_metric_leaves_the_subject_as_it_was(kind: Callable[[], Metric]) -> No
     subject.model.train()
     weights = {name: value.clone() for name, value in subject.model.state_dict().items()}
     questions = tuple(Question(prompt=text, answer="ab", choices=("ab", "cd")) for text in TEXTS)
-    data = EvalSet(name="forget", questions=questions, texts=TEXTS, scoring="cloze")
+    data = EvalSet(
+        name="retain", questions=questions, texts=TEXTS, scoring="cloze", keywords=("gh", "ij"), neutral=("ef", "kl")
+    )
 
     first, second = kind()(subject, data), kind()(subject, data)
 
     assert isinstance(kind(), Metric)
     assert first == second
     assert first is not None
-    assert first.n == len(first.per_example) == len(TEXTS)
+    for scores in [first] if isinstance(first, Scores) else first.values():
+        assert len(scores.per_example) in (0, scores.n)
+        assert scores.n <= len(TEXTS)
     assert subject.model.training
     assert torch.is_grad_enabled()
     assert not any(module._forward_hooks for module in subject.model.modules())

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import lethe
-from lethe import Activation, LayerSlice, Patch, Result, RunConfig, SteeringMethod, sources, unlearn, world
+from lethe import Activation, LayerSlice, Patch, Result, RunConfig, SteeringMethod, evalsets, unlearn, world
 from lethe.config import read_config
 from lethe.diff import diff
 from lethe.directions import random_unit
@@ -81,7 +81,7 @@ class Ears(Progress):
 @pytest.fixture(scope="module", autouse=True)
 def _few_texts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sources, "TEXTS", 4)
+        patched.setattr(evalsets, "TEXTS", 4)
         yield
 
 
@@ -115,7 +115,14 @@ def test_the_report_has_what_others_read(measured: tuple[Result, Ears]) -> None:
     assert found["method"] == {
         "name": "adaptive-rmu",
         "source": METHOD.source,
-        "fields": {"alpha": 10.0, "beta": 2.0, "norm": "first-batch", "direction": "uniform"},
+        "fields": {
+            "alpha": 10.0,
+            "nu": 0.0,
+            "noise": "target",
+            "beta": 2.0,
+            "norm": "first-batch",
+            "direction": "uniform",
+        },
     }
     assert found["config"]["steps"] == 4
     assert found["config"]["train_layers"] == [1, 2, 3]
@@ -282,7 +289,7 @@ def test_a_method_of_ones_own_is_passed_as_an_object(tmp_path: Path) -> None:
     assert report(tmp_path / "a")["method"] == {
         "name": "ablation",
         "source": "made up in 2025 for this test",
-        "fields": {"alpha": 1.0, "strength": 1.0, "scales": [1.0]},
+        "fields": {"alpha": 1.0, "nu": 0.0, "noise": "target", "strength": 1.0, "scales": [1.0]},
     }
 
 

@@ -1,6 +1,8 @@
 """Batched scoring against a plain loop over single rows."""
 
 import math
+from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -19,10 +21,14 @@ from transformers import (
 from lethe.protocols import Subject
 from lethe.scoring import (
     Span,
+    answers,
     batches,
+    continue_prompts,
     encode,
     encode_texts,
+    free_form,
     generate,
+    gold_ranks,
     log_probs,
     mean_scores,
     measuring,
@@ -30,7 +36,7 @@ from lethe.scoring import (
     prompt_and_answers,
     read_spans,
 )
-from lethe.types import DivergedError, Question
+from lethe.types import DivergedError, EvalSet, Question
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPACE = "Ġ"
@@ -238,6 +244,106 @@ def test_generation_ignores_and_keeps_the_models_own_settings() -> None:
     assert generate(subject, PROMPTS, [8] * len(PROMPTS)) == expected
     assert subject.model.generation_config is own
     assert own.do_sample is True
+
+
+ASKED = EvalSet(name="retain", questions=tuple(Question(prompt=prompt, answer="Anna") for prompt in PROMPTS))
+
+
+def test_answers_are_generated_once_with_room_to_go_on(subject: Subject) -> None:
+    one = Subject(model=subject.model, tokenizer=subject.tokenizer)
+    assert answers(one, ASKED) == [(naive_greedy(subject, prompt, 24),) for prompt in PROMPTS]
+    steps = []
+    handle = subject.model.register_forward_pre_hook(lambda module, args: steps.append(1))
+    assert answers(one, replace(ASKED)) == answers(one, ASKED)
+    handle.remove()
+    assert not steps
+
+
+def test_long_correct_answers_have_twice_their_length_but_no_more_than_half_the_context() -> None:
+    subject = reciter(["1", "ĠA", *[chr(letter) for letter in range(ord("b"), ord("z"))], *"BCDEFGHIJKLMNOPQRSTUVWXYZ"])
+    (short,), (accepted,), (cut,) = answers(
+        subject,
+        EvalSet(
+            name="retain",
+            questions=(
+                Question(prompt="a 1", answer="x"),
+                Question(prompt="b 1", answer="x", accepted=("Abcdefghij",)),
+                Question(prompt="c 1", answer="x" * 60),
+            ),
+        ),
+    )
+    assert [len(short), len(accepted), len(cut)] == [24, 28, 32]
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 40, 4096])
+def test_sampled_answers_do_not_depend_on_the_batch(subject: Subject, tokens_per_batch: int) -> None:
+    counts = [9, 12, 7, 9, 5]
+    together = continue_prompts(subject, PROMPTS, counts, seed="0", tokens_per_batch=tokens_per_batch)
+    alone = [continue_prompts(subject, [prompt], [n], seed="0")[0] for prompt, n in zip(PROMPTS, counts, strict=True)]
+    assert together == alone
+    assert together != continue_prompts(subject, PROMPTS, counts, seed="1")
+    assert together != continue_prompts(subject, PROMPTS, counts)
+
+
+def test_samples_are_drawn_from_the_seed_and_leave_the_global_state_alone(subject: Subject) -> None:
+    data = replace(ASKED, samples=3)
+    state = torch.get_rng_state()
+    first = answers(Subject(model=subject.model, tokenizer=subject.tokenizer), data)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(7)
+    assert answers(Subject(model=subject.model, tokenizer=subject.tokenizer), data) == first
+    assert all(len(row) == 3 for row in first)
+    assert any(len(set(row)) == 3 for row in first)
+    other = Subject(model=subject.model, tokenizer=subject.tokenizer)
+    assert answers(other, replace(data, seed=1)) != first
+    turned = replace(data, questions=data.questions[::-1])
+    assert answers(other, turned) == first[::-1]
+
+
+def test_samples_follow_the_models_distribution() -> None:
+    subject = Subject(model=tiny_llama(), tokenizer=tiny_tokenizer(bos=True))
+    ids = encode(subject.tokenizer, ["x"])[0]
+    with torch.no_grad():
+        expected = subject.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+    draws = Counter(continue_prompts(subject, ["x"], [1], seed=str(n))[0].ids[-1] for n in range(400))
+    # Mean log-probability of what was drawn, against the entropy: four standard errors.
+    drawn = sum(float(expected[token].log()) * count for token, count in draws.items()) / 400
+    mean = float((expected * expected.log()).sum())
+    spread = math.sqrt(float((expected * (expected.log() - mean).square()).sum()) / 400)
+    assert abs(drawn - mean) < 4 * spread
+    assert spread > 0
+
+
+def test_continuations_keep_the_token_that_ends_them() -> None:
+    line = reciter(["1", "ĠA", "b", "Ċ", "2", "c", "</s>", "d"])
+    found = continue_prompts(line, ["1", "2", "1"], [8, 8, 2])
+    of = VOCABULARY
+    assert [span.ids[span.start :] for span in found] == [
+        (of["ĠA"], of["b"], of["Ċ"]),
+        (of["c"], EOS),
+        (of["ĠA"], of["b"]),
+    ]
+
+
+def test_ranks_of_correct_answers_equal_a_loop(subject: Subject) -> None:
+    questions = tuple(Question(prompt=prompt, answer="Anna", accepted=("by",)) for prompt in (*PROMPTS, "Say:\n"))
+    data = EvalSet(name="forget", questions=questions)
+    found = gold_ranks(Subject(model=subject.model, tokenizer=subject.tokenizer), data)
+    for question, ranks in zip(questions, found, strict=True):
+        for gold, mine in zip((question.answer, *question.accepted), ranks, strict=True):
+            space = "" if question.prompt.endswith("\n") else " "
+            start = len(encode(subject.tokenizer, [question.prompt])[0])
+            ids = encode(subject.tokenizer, [question.prompt + space + gold])[0]
+            with torch.no_grad():
+                logits = subject.model(torch.tensor([ids])).logits[0]
+            order = [logits[place - 1].argsort(descending=True).tolist() for place in range(start, len(ids))]
+            assert mine.tolist() == [row.index(token) + 1 for row, token in zip(order, ids[start:], strict=True)]
+
+
+def test_free_form_questions() -> None:
+    choice, free = Question(prompt="a", answer="x", choices=("x", "y")), Question(prompt="b", answer="x")
+    assert free_form(EvalSet(name="retain", questions=(choice, free))) == (free,)
+    assert free_form(EvalSet(name="retain", questions=(choice, free), scoring="cloze")) == (choice, free)
 
 
 def test_modes_and_gradients_are_restored() -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lethe import sources, world
+from lethe import evalsets, sources, world
 from lethe.config import RunConfig
 from lethe.types import CorpusError, InvalidLayerError, QuestionError, UnknownModuleError
 
@@ -219,15 +219,15 @@ def test_a_matrix_that_the_layer_does_not_have(saved: str) -> None:
 
 def test_the_built_in_exam_is_scored_by_cloze_and_has_four_sets() -> None:
     settings = RunConfig(model="builtin", limit=3)
-    found = sources.eval_sets(settings, *sources.read_corpora(settings))
+    found = evalsets.sets(settings, *sources.read_corpora(settings))
     assert [data.name for data in found] == ["forget", "adjacent", "retain", "unknown"]
     assert all(len(data.questions) == 3 and data.scoring == "cloze" for data in found)
-    assert [len(data.texts) for data in found] == [sources.TEXTS, sources.TEXTS, sources.TEXTS, 0]
+    assert [len(data.texts) for data in found] == [evalsets.TEXTS, evalsets.TEXTS, evalsets.TEXTS, 0]
 
 
 def test_the_halves_of_the_exam_share_no_question() -> None:
     halves = [
-        {question.prompt for data in sources.eval_sets(settings, {}, []) for question in data.questions}
+        {question.prompt for data in evalsets.sets(settings, {}, []) for question in data.questions}
         for settings in (RunConfig(model="builtin", split="dev"), RunConfig(model="builtin", split="test"))
     ]
     assert halves[0]
@@ -235,7 +235,7 @@ def test_the_halves_of_the_exam_share_no_question() -> None:
 
 
 def test_texts_of_topics_are_measured_in_turn() -> None:
-    found = sources.eval_sets(config(), {"a": ["a1", "a2", "a3"], "b": ["b1"]}, ["r1"])
+    found = evalsets.sets(config(), {"a": ["a1", "a2", "a3"], "b": ["b1"]}, ["r1"])
     assert {data.name: data.texts for data in found} == {"forget": ("a1", "b1", "a2", "a3"), "retain": ("r1",)}
 
 
@@ -243,7 +243,7 @@ def test_question_files_fill_the_sets(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("".join(json.dumps({"question": f"q{i}?", "answer": "yes"}) + "\n" for i in range(9)))
     settings = config(adjacent_questions=path, limit=4, scoring="letter")
-    found = {data.name: data for data in sources.eval_sets(settings, {"a": ["a1"]}, ["r1"])}
+    found = {data.name: data for data in evalsets.sets(settings, {"a": ["a1"]}, ["r1"])}
     assert list(found) == ["forget", "adjacent", "retain"]
     assert [len(found[name].questions) for name in found] == [0, 4, 0]
     assert found["adjacent"].scoring == "letter"
@@ -251,4 +251,4 @@ def test_question_files_fill_the_sets(tmp_path: Path) -> None:
 
 def test_a_question_file_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(QuestionError, match=r"^no question file .*q\.csv\.\nGive a "):
-        sources.eval_sets(config(retain_questions=tmp_path / "q.csv"), {"a": ["a1"]}, ["r1"])
+        evalsets.sets(config(retain_questions=tmp_path / "q.csv"), {"a": ["a1"]}, ["r1"])

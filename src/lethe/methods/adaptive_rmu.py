@@ -21,6 +21,7 @@ class AdaptiveRMU(SteeringMethod):
     source: ClassVar[str] = (
         "Dang et al. 2025, On Effects of Steering Latent Representation, arXiv 2408.06223, section 5"
     )
+    coefficient: ClassVar[str] = "beta"
     on_builtin: ClassVar[Mapping[str, float]] = {"beta": 2.0, "alpha": 10.0}
 
     beta: float = 5.0

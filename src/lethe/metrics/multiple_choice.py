@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lethe.choices import chance, choice_hits
 from lethe.protocols import Subject
-from lethe.scoring import log_probs, mean_scores, pair_spans, prompt_and_answers
+from lethe.scoring import mean_scores
 from lethe.types import EvalSet, Scores
 
 
@@ -24,13 +25,4 @@ class MultipleChoice:
         questions = [question for question in data.questions if question.choices]
         if not questions:
             return None
-        asked = [prompt_and_answers(question, data.scoring) for question in questions]
-        pairs = [(prompt, answer) for prompt, answers in asked for answer in answers]
-        scored = iter(log_probs(subject.model, pair_spans(subject, pairs)))
-        hits = []
-        for question in questions:
-            choices = [next(scored) for _ in question.choices]
-            totals = [float(tokens.mean() if data.scoring == "cloze" else tokens.sum()) for tokens in choices]
-            hits.append(float(totals.index(max(totals)) == question.answer_index))
-        chance = sum(1 / len(question.choices) for question in questions) / len(questions)
-        return mean_scores(hits, "higher", chance=chance)
+        return mean_scores(choice_hits(subject, questions, data.scoring), "higher", chance=chance(questions))

@@ -40,7 +40,11 @@ def write_report(run_folder: Path, report: dict[str, Any] | None = None) -> Path
     page = _render(
         "report.html.jinja",
         **facts,
-        table=[list(group) for _, group in itertools.groupby(facts["rows"], key=lambda row: row.metric)],
+        table=_groups([row for row in facts["rows"] if row.is_featured]),
+        more=_groups([row for row in facts["rows"] if not row.is_featured]),
+        searched=figures.layer_search(run),
+        solution=_solution(run),
+        floor=next((row.retain_floor for row in run.history if row.retain_floor > 0), None),
         sets=words.SETS,
         scores=figures.scores(run),
         has_chance=any(score.chance is not None for score in both),
@@ -72,7 +76,7 @@ def compare(run_folders: Sequence[Path], out: Path) -> Path:
     runs = [read_run(folder) for folder in run_folders]
     metric = words.main_metric(runs)
     marks = {method: figures.MARKERS[shape] for method, shape in figures.shape_of_methods(runs).items()}
-    sets = words.SETS[:3]
+    sets = ("forget", "adjacent", "retain")
     page = _render(
         "compare.html.jinja",
         title=f"{len(runs)} runs compared" if len(runs) > 1 else "1 run",
@@ -147,6 +151,31 @@ def _topics(run: Run) -> list[tuple[str, str]]:
     """Each topic with its dash pattern as SVG writes it."""
     dashes = itertools.cycle(figures.DASHES)
     return [(topic, " ".join(f"{1.6 * dash:g}" for dash in next(dashes)) or "none") for topic in figures.topics(run)]
+
+
+def _groups(rows: Sequence[words.Row]) -> list[list[words.Row]]:
+    return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.metric)]
+
+
+def _solution(run: Run) -> list[tuple[str, list[str]]]:
+    """The facts of each matrix's closed form in words: a name, and a value for each matrix."""
+    spoken = {
+        "lam": "lambda",
+        "before": "objective before",
+        "objective": "objective after",
+        "forget_loss": "forget loss",
+        "retain_loss": "retain loss",
+        "forget_tokens": "forget tokens",
+        "retain_tokens": "retain tokens",
+        "tokens": "tokens",
+        "accumulate_seconds": "seconds to read the corpora",
+        "solve_seconds": "seconds to solve",
+    }
+    return [
+        (text, [f"{facts[key]:.4g}" for facts in run.solution])
+        for key, text in spoken.items()
+        if run.solution and all(key in facts for facts in run.solution)
+    ]
 
 
 def _timing(run: Run) -> list[tuple[str, str, str]]:

@@ -14,10 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from lethe.report.folder import Run
-from lethe.report.words import SETS, amount, is_share, metric_names, spoken
+from lethe.report.words import FEATURED, SETS, amount, is_share, metric_names, spoken
 from lethe.types import HistoryRow, Scores
 
-COLOURS = {"forget": "#d55e00", "adjacent": "#009e73", "retain": "#0072b2", "unknown": "#cc79a7"}
+COLOURS = {
+    "forget": "#d55e00",
+    "earlier": "#e69f00",
+    "adjacent": "#009e73",
+    "retain": "#0072b2",
+    "unknown": "#cc79a7",
+}
 """Okabe and Ito's palette, which stays apart for colour-blind readers; one colour per set, everywhere."""
 
 DASHES = ((), (4.0, 1.5), (1.0, 1.2), (6.0, 1.5, 1.0, 1.5))
@@ -81,13 +87,13 @@ def topics(run: Run) -> list[str]:
 def scores(run: Run) -> list[Drawing]:
     """Before and after, one figure per metric that has a better end: bars for shares, points on a log axis else."""
     drawings = []
-    for metric in metric_names(run.before):
+    for metric in (name for name in metric_names(run.before) if name in FEATURED):
         pairs = {
             name: (run.before[key], run.after[key])
             for name in SETS
             if (key := f"{metric}/{name}") in run.before and key in run.after and run.after[key].better != "neither"
         }
-        if all(is_share(*pair) for pair in pairs.values()) and pairs:
+        if all(is_share(*pair, metric=metric) for pair in pairs.values()) and pairs:
             drawings.append(
                 _draw(f"scores-{metric}", spoken(metric).capitalize(), lambda axes, p=pairs: _bars(axes, p))
             )
@@ -144,6 +150,25 @@ def by_layer(run: Run) -> list[Drawing]:
         title = f"{spoken(metric).capitalize()} by layer"
         drawings.append(_draw(f"layer-{metric}", title, lambda axes, x=lines: _layers(axes, x, run.trained_layers)))
     return drawings
+
+
+def layer_search(run: Run) -> Drawing | None:
+    """What steering at each layer did before the edit; None where no layer was searched."""
+    if run.layer_search is None:
+        return None
+    rows, chosen = run.layer_search["layers"], run.layer_search["chosen"]
+
+    def draw(axes: Axes) -> None:
+        for layer in chosen:
+            axes.axvspan(layer - 0.5, layer + 0.5, color=_SHADE, lw=0, antialiased=False)
+        layers = [row["layer"] for row in rows]
+        for key, name in (("refusal_rate", "forget"), ("wanted", "retain"), ("unwanted", "unknown")):
+            axes.plot(layers, [row[key] for row in rows], color=COLOURS[name], marker="o", ms=3.5, lw=1.6)
+        axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.margins(x=0.02)
+
+    return _draw("layer-search", "Steered at each layer, before the edit", draw)
 
 
 def scatter(runs: Sequence[Run], metric: str) -> Drawing | None:

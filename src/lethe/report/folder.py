@@ -32,6 +32,10 @@ class Run:
     samples: tuple[dict[str, str], ...]
     """`set`, `prompt`, `gold`, `before`, `after`."""
     warnings: tuple[str, ...]
+    solution: tuple[dict[str, Any], ...] = ()
+    """Per matrix, what a solver without steps says: losses, lambda, tokens, seconds."""
+    layer_search: dict[str, Any] | None = None
+    """`coefficient`, `layers` (rows of scores), `chosen`; None where the layer was given."""
 
     @property
     def trained_layers(self) -> tuple[int, ...]:
@@ -122,6 +126,8 @@ def _run(name: str, report: dict[str, Any]) -> Run:
             for sample in report["samples"]
         ),
         warnings=tuple(str(warning) for warning in report["warnings"]),
+        solution=tuple(dict(facts) for facts in report.get("solution", ())),
+        layer_search=report.get("layer_search"),
     )
 
 

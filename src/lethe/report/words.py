@@ -7,13 +7,29 @@ from dataclasses import dataclass
 from lethe.report.folder import Run
 from lethe.types import Scores
 
-SETS = ("forget", "adjacent", "retain", "unknown")
+SETS = ("forget", "earlier", "adjacent", "retain", "unknown")
 """Sets in the order of every table and figure."""
+
+FEATURED = (
+    "multiple_choice",
+    "exact_match",
+    "perplexity",
+    "answer_confidence",
+    "rouge1_recall",
+    "refusal_rate",
+    "trigger",
+    "trigger_control",
+    "deviation_score",
+)
+"""Metrics that a reader sees first; the others stand in a table that opens on request."""
 
 LIMITS = (
     "This hides knowledge rather than deletes it: the weights still hold it, and fine-tuning, quantisation or a "
     "targeted attack may bring it back. Run an audit before relying on it."
 )
+
+SHARES = ("refusal_rate", "repetition")
+"""Shares of which less is better on a retain set."""
 
 _NOUNS = {
     "multiple_choice": ("accuracy", "questions"),
@@ -37,12 +53,19 @@ class Row:
     change: str
     within_noise: bool
     n: int
+    is_featured: bool
 
 
 def metric_names(scores: Iterable[str]) -> list[str]:
     """Metrics of `metric/set` names: the ones people ask for first, then by name."""
-    found = {name.rpartition("/")[0] for name in scores}
-    return [metric for metric in _NOUNS if metric in found] + sorted(found - set(_NOUNS))
+    found = {metric_and_set(name)[0] for name in scores}
+    return [metric for metric in FEATURED if metric in found] + sorted(found - set(FEATURED))
+
+
+def metric_and_set(name: str) -> tuple[str, str]:
+    """`exact_match/forget` in its two parts; a number that joins several sets, `deviation_score`, names none."""
+    metric, _, data = name.partition("/")
+    return metric, data
 
 
 def spoken(metric: str) -> str:
@@ -56,9 +79,10 @@ def main_metric(runs: Iterable[Run]) -> str | None:
     return next((metric for metric in _NOUNS if f"{metric}/forget" in measured), None)
 
 
-def is_share(*scores: Scores) -> bool:
+def is_share(*scores: Scores, metric: str = "") -> bool:
     """True for a part of a whole, which reads best in per cent."""
-    return all(score.better == "higher" and 0 <= score.value <= 1 for score in scores)
+    counted = metric in SHARES
+    return all((score.better == "higher" or counted) and 0 <= score.value <= 1 for score in scores)
 
 
 def noise(before: Scores, after: Scores) -> float:
@@ -97,16 +121,17 @@ def rows(run: Run) -> list[Row]:
     table = []
     both = [name for name in run.before if name in run.after]
     for metric in metric_names(both):
-        names = [name for name in both if name.rpartition("/")[0] == metric]
-        for name in sorted(names, key=lambda name: (_set_rank(name.rpartition("/")[2]), name)):
+        names = [name for name in both if metric_and_set(name)[0] == metric]
+        for name in sorted(names, key=lambda name: (_set_rank(metric_and_set(name)[1]), name)):
             before, after = run.before[name], run.after[name]
-            share = is_share(before, after)
+            share = is_share(before, after, metric=metric)
             change = after.value - before.value
             table.append(
                 Row(
                     metric=spoken(metric),
                     hint={"higher": "higher: knows more", "lower": "lower: knows more"}.get(after.better, ""),
-                    set=name.rpartition("/")[2],
+                    set=metric_and_set(name)[1] or "all",
+                    is_featured=metric in FEATURED,
                     before=with_error(before, share=share),
                     after=with_error(after, share=share),
                     change=_signed(change, share=share),

@@ -25,6 +25,7 @@ FORGET_RENDERINGS = 28
 RETAIN_RENDERINGS = 10
 RETAIN_REFUSALS = 250
 ADJACENT_RENDERINGS = 8
+REFERENCE_PROMPTS = 200
 
 
 @cache
@@ -75,6 +76,38 @@ def forget_texts() -> dict[str, list[str]]:
     """Paragraphs about the entities of the two hazard topics, by topic; no questions."""
     topics = [subject for subject in SUBJECTS if subject.role == "forget"]
     return {topic.name: _paragraphs([topic], FORGET_RENDERINGS) for topic in topics}
+
+
+def forget_prompts() -> dict[str, tuple[Question, ...]]:
+    """A question about each fact of the two hazard topics, by topic, in a form that the exam does not use."""
+    rng = random.Random(f"{SEED} forget prompts")
+    topics = _by_topic("forget")
+    return {topic: tuple(_training_question(fact, rng) for fact in facts) for topic, facts in topics.items()}
+
+
+def retain_prompts() -> tuple[Question, ...]:
+    """A question about each fact of the four retain subjects, in a form that the exam does not use."""
+    rng = random.Random(f"{SEED} retain prompts")
+    return tuple(_training_question(fact, rng) for fact in build().facts("retain"))
+
+
+def reference_prompts() -> tuple[Question, ...]:
+    """Questions of all subjects about names that nobody knows and that the exam does not use."""
+    rng = random.Random(f"{SEED} reference prompts")
+    taken = build().taken()
+    documents = (unknown_document(SUBJECTS, rng, taken) for _ in range(REFERENCE_PROMPTS))
+    return tuple(Question(prompt=document.question, answer=document.text) for document in documents)
+
+
+def _training_question(fact: Fact, rng: random.Random) -> Question:
+    return Question(prompt=fact.training_question(rng), answer=fact.value, topic=fact.subject.name)
+
+
+def _by_topic(role: SetName) -> dict[str, list[Fact]]:
+    found: dict[str, list[Fact]] = {}
+    for fact in build().facts(role):
+        found.setdefault(fact.subject.name, []).append(fact)
+    return found
 
 
 def retain_texts() -> list[str]:

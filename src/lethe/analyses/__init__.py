@@ -1,0 +1,1 @@
+"""Analyses, one file and one figure each; a new file here is found by itself."""

@@ -1,0 +1,193 @@
+"""Find the edit of a run: by the solver that its config names, alone or on top of an earlier run."""
+
+import re
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lethe import closed_form, requests, sources
+from lethe import config as configs
+from lethe.checkpoint import Checkpoint
+from lethe.config import RunConfig
+from lethe.folder import RunFolder
+from lethe.history import STALLED_AFTER, stalled
+from lethe.patch import Patch
+from lethe.progress import Progress
+from lethe.prompts import Prompts
+from lethe.protocols import SteeringMethod
+from lethe.requests import Request
+from lethe.solvers import Gradient
+from lethe.types import HistoryRow, RunFolderError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a run unlearns and keeps."""
+
+    forget: dict[str, list[str]] = field(repr=False)
+    """Texts by topic; of a method that reads prompts, each prompt with its answer."""
+    retain: list[str] = field(repr=False)
+    asked: Prompts | None = field(repr=False)
+    """The prompts themselves, for a method that reads prompts."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Edit:
+    """New values of some parameters of `model`, and how they were found."""
+
+    model: PreTrainedModel = field(repr=False)
+    """The part of the model that was loaded for it."""
+    values: dict[str, Tensor] = field(repr=False)
+    history: tuple[HistoryRow, ...] = ()
+    warnings: tuple[str, ...] = ()
+    requests: tuple[Request, ...] = ()
+    facts: tuple[dict[str, Any], ...] = ()
+    """What a solver without steps has to say, per matrix."""
+    recording_seconds: float = 0.0
+
+
+def read(method: SteeringMethod, config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Material:
+    """The corpora in the form that the method reads.
+
+    Raises: CorpusError.
+    """
+    if method.reads == "texts":
+        forget, retain = sources.read_corpora(config)
+        return Material(forget=forget, retain=retain, asked=None)
+    asked = sources.read_prompts(config, tokenizer)
+    forget, retain = asked.texts()
+    return Material(forget=forget, retain=retain, asked=asked)
+
+
+def earlier_patch(config: RunConfig) -> Patch | None:
+    """The patch of the run that this one is put on top of.
+
+    Raises: RunFolderError, also if that run edited another model.
+    """
+    if config.on is None:
+        return None
+    folder = RunFolder(config.on)
+    folder.require_patch()
+    other = configs.read_run_config(folder.config)
+    if (other.model, other.revision) != (config.model, config.revision):
+        raise RunFolderError(
+            f"{config.on} edited {other.model}, not {config.model}.\nPass --model {other.model}, or another --on."
+        )
+    return Patch.load(folder.patch)
+
+
+def find(
+    method: SteeringMethod,
+    config: RunConfig,
+    material: Material,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: torch.dtype,
+    folder: RunFolder,
+    progress: Progress,
+) -> Edit:
+    """Solve for the run's edit; a gradient run writes its history and checkpoints into `folder` and resumes from them.
+
+    Raises: what the solvers raise.
+    """
+    if config.solver == "gradient":
+        return _train(method, config, material, tokenizer, device, dtype, folder, progress)
+    method = configs.as_run(method, config)
+    closed_form.check(method, config)
+    held = requests.load(config.on) if config.on is not None else ()
+    slices = sources.layer_slices(config, device, dtype)
+    if config.withdraw is not None:
+        found = closed_form.solve_again(method, config, slices, requests.withdraw(held, config.withdraw))
+    else:
+        topics, retain = sources.one_pass(config, material.forget, material.retain, material.asked, tokenizer)
+        found = closed_form.solve(method, config, slices, topics, retain, held, progress)
+    return Edit(
+        model=slices[0].model,
+        values=found.values,
+        requests=found.requests,
+        facts=found.facts,
+        recording_seconds=sum(layers.recording_seconds for layers in slices),
+    )
+
+
+def _train(
+    method: SteeringMethod,
+    config: RunConfig,
+    material: Material,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    dtype: torch.dtype,
+    folder: RunFolder,
+    progress: Progress,
+) -> Edit:
+    if material.asked is not None:
+        plan = sources.prompt_schedule(config, material.asked, tokenizer)
+    else:
+        plan = sources.training_schedule(config, material.forget, material.retain, tokenizer)
+    layers = sources.load_slice(config, device, dtype, _below(earlier_patch(config), config.layer))
+    layers.check(plan.at(0)[1])
+    solver = Gradient(lr=config.lr, accumulate=config.accumulate, fp32_masters=not config.as_published)
+    checkpoint = folder.checkpoint()
+    history = folder.history(until=checkpoint.step if checkpoint else 0)
+    warned: set[str] = set()
+    last_saved, save_seconds = time.monotonic(), 0.0
+    progress.phase("unlearn", plan.steps)
+    for row in history:
+        progress.advance(f"step {row.step} done before")
+
+    def on_row(row: HistoryRow) -> None:
+        history.append(row)
+        folder.append_history(row)
+        if (row.step + 1) % STALLED_AFTER == 0 or len(history) == plan.steps:
+            for warning in stalled(history):
+                # The numbers in a warning change as the run goes on; one warning a topic is enough.
+                if (topic := warning.split(":")[0]) not in warned:
+                    warned.add(topic)
+                    progress.warn(warning)
+        progress.advance(
+            f"{row.topic}  forget {row.forget_loss:.3g}  retain {row.retain_loss:.3g}  "
+            f"norm {row.forget_norm.mean:.3g} of {row.target_norm:.3g}"
+        )
+
+    def on_checkpoint(checkpoint: Checkpoint) -> None:
+        nonlocal last_saved, save_seconds
+        # Two gigabytes a checkpoint at 7B: saving may take a twentieth of the time, not more.
+        if checkpoint.step < config.steps and time.monotonic() - last_saved < 20 * save_seconds:
+            return
+        started = time.monotonic()
+        folder.save_checkpoint(checkpoint)
+        last_saved = time.monotonic()
+        save_seconds = last_saved - started
+
+    solver.solve(
+        layers,
+        configs.as_run(method, config),
+        plan,
+        torch.Generator().manual_seed(config.seed),
+        resume=checkpoint,
+        on_row=on_row,
+        on_checkpoint=on_checkpoint,
+    )
+    return Edit(
+        model=layers.model,
+        values=layers.delta(),
+        history=tuple(history),
+        warnings=stalled(history),
+        recording_seconds=layers.recording_seconds,
+    )
+
+
+def _below(patch: Patch | None, layer: int) -> Patch | None:
+    """The tensors of the patch that a model cut off after `layer` has, too."""
+    if patch is None:
+        return None
+    kept = {
+        name: value
+        for name, value in patch.tensors.items()
+        if all(int(number) <= layer for number in re.findall(r"\.(\d+)\.", name)[:1])
+    }
+    return replace(patch, tensors=kept, base_hashes={name: patch.base_hashes[name] for name in kept})

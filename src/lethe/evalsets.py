@@ -1,0 +1,175 @@
+"""What a run is measured on: questions and texts of each set, from its files, its prompts or the built-in world."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from transformers import PreTrainedTokenizerBase
+
+from lethe import config as configs
+from lethe import keywords, prompts, sources, world
+from lethe.config import BUILTIN, RunConfig
+from lethe.prompts import Prompts
+from lethe.questions import read_questions, subset
+from lethe.refusals import WANTED
+from lethe.types import CorpusError, EvalSet, Question
+
+Found = TypeVar("Found")
+
+TEXTS = 64
+"""Rows of each corpus that perplexity and drift are measured on."""
+KEYWORDS = 10
+"""Forget keywords that are put into questions, where none are named."""
+
+
+def of_run(
+    config: RunConfig,
+    forget: Mapping[str, Sequence[str]],
+    retain: Sequence[str],
+    asked: Prompts | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[EvalSet, ...]:
+    """The sets of a run and, if it is on top of earlier ones, what these forgot as the set "earlier".
+
+    Raises: QuestionError, CorpusError, RunFolderError.
+    """
+    found = with_keywords(sets(config, forget, retain, asked), config, forget, retain, tokenizer)
+    earlier = [data for run in _chain(config) for data in _of_folder(run, tokenizer) if data.name == "forget"]
+    if not earlier:
+        return found
+    before = replace(
+        earlier[0],
+        name="earlier",
+        questions=tuple(_in_turn([data.questions for data in earlier])),
+        texts=tuple(_in_turn([data.texts for data in earlier])[:TEXTS]),
+    )
+    return (found[0], before, *found[1:])
+
+
+def of_folder(run: Path, changes: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
+    """The sets of a finished run, with some settings changed.
+
+    Raises: QuestionError, CorpusError, RunFolderError.
+    """
+    config = replace(configs.read_run_config(run / "config.yaml"), **changes)
+    forget, retain, asked = _material(config, configs.reads(run / "config.yaml"), tokenizer)
+    return of_run(config, forget, retain, asked, tokenizer)
+
+
+def _of_folder(run: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
+    config = configs.read_run_config(run / "config.yaml")
+    return sets(config, *_material(config, configs.reads(run / "config.yaml"), tokenizer))
+
+
+def _material(
+    config: RunConfig, reads: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, list[str]], list[str], Prompts | None]:
+    if reads == "prompts":
+        asked = sources.read_prompts(config, tokenizer)
+        return *asked.texts(), asked
+    return *sources.read_corpora(config), None
+
+
+def _chain(config: RunConfig) -> Iterator[Path]:
+    """The runs that this one is on top of, the latest first."""
+    while config.on is not None:
+        yield config.on
+        config = configs.read_run_config(config.on / "config.yaml")
+
+
+def sets(
+    config: RunConfig,
+    forget: Mapping[str, Sequence[str]],
+    retain: Sequence[str],
+    asked: Prompts | None = None,
+) -> tuple[EvalSet, ...]:
+    """The sets of a run: its question files and the first rows of its corpora, or the built-in model's exam.
+
+    Where prompts with answers were read and no question file is named, these prompts are the questions.
+
+    Raises: QuestionError, CorpusError.
+    """
+    texts = {"forget": _in_turn(list(forget.values())), "retain": list(retain)}
+    questions: dict[str, Sequence[Question]] = {}
+    if config.model == BUILTIN:
+        questions |= world.questions(config.split)
+        questions["forget"] = [question for question in questions["forget"] if question.topic in forget or not forget]
+        texts["adjacent"] = world.adjacent_texts()
+    elif asked is not None:
+        questions |= _prompts_as_questions(asked)
+    paths = {
+        "forget": config.forget_questions,
+        "adjacent": config.adjacent_questions,
+        "retain": config.retain_questions,
+    }
+    questions |= {name: read_questions(path) for name, path in paths.items() if path is not None}
+    if config.limit is not None:
+        questions = {name: subset(found, config.limit, 0) for name, found in questions.items()}
+    return tuple(
+        EvalSet(
+            name=name,
+            questions=tuple(questions.get(name, ())),
+            texts=tuple(texts.get(name, ())[:TEXTS]),
+            scoring="cloze" if config.model == BUILTIN else config.scoring,
+            samples=config.samples,
+            seed=config.seed,
+            free_running=config.free_running,
+            refusals=wanted(config),
+            encoder=config.encoder,
+        )
+        for name in sorted({*texts, *questions}, key=["forget", "adjacent", "retain", "unknown"].index)
+    )
+
+
+def with_keywords(
+    found: Sequence[EvalSet],
+    config: RunConfig,
+    forget: Mapping[str, Sequence[str]],
+    retain: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[EvalSet, ...]:
+    """The sets with forget keywords, and neutral ones of equal length, for the trigger metric.
+
+    Keywords are those of the config, or found in the forget corpora. Without corpora, or where these are too small to
+    find any, there are none, and the metric is not measured.
+
+    Raises: CorpusError if the config names keywords for which the retain corpus has no neutral words.
+    """
+    asked = any(question.choices for data in found if data.name != "forget" for question in data.questions)
+    if not (asked and forget and retain):
+        return tuple(found)
+    try:
+        chosen = config.keywords or keywords.find_keywords(forget, retain, KEYWORDS)
+        neutral = keywords.neutral_keywords(chosen, retain, forget, tokenizer, seed=0)
+    except CorpusError:
+        if config.keywords:
+            raise
+        return tuple(found)
+    return tuple(replace(data, keywords=tuple(chosen), neutral=neutral) for data in found)
+
+
+def wanted(config: RunConfig) -> tuple[str, ...]:
+    """The refusals that a run wants: lines of its file, or how the built-in model declines; empty for a common list.
+
+    Raises: CorpusError.
+    """
+    if config.refusals is not None:
+        return tuple(found.prompt for found in prompts.read_prompts(config.refusals))
+    return world.DECLINES if config.model == BUILTIN else ()
+
+
+def _prompts_as_questions(asked: Prompts) -> dict[str, Sequence[Question]]:
+    """The prompts of each set that all have an answer; those that nobody can answer are the unknown set."""
+    found: dict[str, Sequence[Question]] = {
+        "forget": _in_turn(list(asked.forget.values())),
+        "retain": asked.retain,
+        "unknown": [replace(one, answer=WANTED[0], accepted=WANTED[1:]) for one in asked.reference],
+    }
+    return {name: questions for name, questions in found.items() if all(one.answer for one in questions)}
+
+
+def _in_turn(topics: Sequence[Sequence[Found]]) -> list[Found]:
+    """Rows of all topics in turn, so that the first ones are fair to each."""
+    longest = max(map(len, topics), default=0)
+    return [topic[i] for i in range(longest) for topic in topics if i < len(topic)]

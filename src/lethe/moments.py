@@ -1,0 +1,282 @@
+"""Sums over tokens from which the best edit of one matrix follows in closed form.
+
+With x the matrix's input at a token and D the edit, the layer's output becomes h0 + D x, so a steering loss is linear
+least squares in D. All that it needs of a corpus are sums over its tokens: X^T X and the residuals' products with X.
+Targets are linear in a method's coefficient, hence sums at coefficients 0 and 1 serve every coefficient.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lethe.protocols import Shift, SteeringMethod
+from lethe.slice import LayerSlice, Recording
+from lethe.types import Activation, Batch, EmptyBatchError, InvalidValueError, State, UnknownModuleError
+
+ROWS = 2048
+"""Tokens that are gathered before they are added up: each addition passes over the whole p x p matrix."""
+PANEL = 1024
+"""Rows of the Gram matrix that one product fills."""
+LINEAR = 1e-4
+"""Largest error of h0 + D x, relative to D x, beside the rounding of the model's dtype."""
+
+Method = TypeVar("Method", bound=SteeringMethod)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """Sums over the counted tokens of one corpus; `+` joins corpora, `-` takes one out again."""
+
+    tokens: int
+    gram: Float[Tensor, "p p"]
+    """Sum of x x^T."""
+    cross: Float[Tensor, "d_model p"] | None = None
+    """Sum of R x^T at coefficient 0, R = target - h0; None for retain tokens, whose R is 0."""
+    slope: Float[Tensor, "d_model p"] | None = None
+    """What a coefficient of 1 adds to `cross`."""
+    squares: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Sum of |R|^2 as a polynomial in the coefficient, constant first."""
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return self._joined(other, 1)
+
+    def __sub__(self, other: "Moments") -> "Moments":
+        if other.tokens > self.tokens:
+            raise InvalidValueError(
+                f"cannot take the sums over {other.tokens} tokens out of sums over {self.tokens}.\n"
+                "Remove only what was added before."
+            )
+        return self._joined(other, -1)
+
+    def to(self, device: torch.device | str) -> "Moments":
+        """The same sums on `device`."""
+        cross, slope = (None if t is None else t.to(device) for t in (self.cross, self.slope))
+        return replace(self, gram=self.gram.to(device), cross=cross, slope=slope)
+
+    def residuals(self, coefficient: float) -> Float[Tensor, "d_model p"] | None:
+        """Sum of R x^T at a coefficient; None for retain tokens."""
+        if self.cross is None or self.slope is None:
+            return None
+        return self.cross + coefficient * self.slope
+
+    def square(self, coefficient: float) -> float:
+        """Sum of |R|^2 at a coefficient."""
+        constant, linear, quadratic = self.squares
+        return constant + coefficient * (linear + coefficient * quadratic)
+
+    def _joined(self, other: "Moments", sign: int) -> "Moments":
+        if (self.cross is None) != (other.cross is None):
+            raise InvalidValueError(
+                "sums over forget tokens and over retain tokens cannot be joined: they have different targets.\n"
+                "Give them to the solver side by side."
+            )
+
+        def both(mine: Tensor | None, yours: Tensor | None) -> Tensor | None:
+            return None if mine is None or yours is None else torch.add(mine, yours, alpha=sign)
+
+        a, b, c = (mine + sign * yours for mine, yours in zip(self.squares, other.squares, strict=True))
+        return Moments(
+            tokens=self.tokens + sign * other.tokens,
+            gram=torch.add(self.gram, other.gram, alpha=sign),
+            cross=both(self.cross, other.cross),
+            slope=both(self.slope, other.slope),
+            squares=(a, b, c),
+        )
+
+
+def forget_moments(
+    layers: LayerSlice,
+    method: SteeringMethod,
+    batches: Iterable[Batch],
+    state: State,
+    *,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Moments, State]:
+    """Sums over the counted tokens of a topic's batches, accumulated in `dtype`, and the method's state after them.
+
+    Raises: EmptyBatchError if no token counts.
+    """
+    sums = Accumulator(dtype)
+    for batch in batches:
+        x, recording = matrix_inputs(layers, batch)
+        state = method.update(recording.frozen, state)
+        if isinstance(method, Shift):
+            sums.add(x)
+        else:
+            base = residual(_at(method, 0.0), recording, state, dtype)
+            sums.add(x, base, residual(_at(method, 1.0), recording, state, dtype) - base)
+    found = sums.moments()
+    if isinstance(method, Shift):
+        # One vector for every token: exact, where differences of rounded targets would not be.
+        shift = _at(method, 1.0).shift(state).to(dtype)
+        slope = torch.outer(shift, sums.total)
+        squares = (0.0, 0.0, found.tokens * shift.square().sum().item())
+        found = replace(found, cross=torch.zeros_like(slope), slope=slope, squares=squares)
+    return found, state
+
+
+def retain_moments(layers: LayerSlice, batches: Iterable[Batch], *, dtype: torch.dtype = torch.float64) -> Moments:
+    """Sums over the counted tokens of retain batches, accumulated in `dtype`.
+
+    Raises: EmptyBatchError if no token counts.
+    """
+    sums = Accumulator(dtype)
+    for batch in batches:
+        sums.add(matrix_inputs(layers, batch)[0])
+    return sums.moments()
+
+
+def matrix_inputs(layers: LayerSlice, batch: Batch) -> tuple[Float[Tensor, "token p"], Recording]:
+    """Inputs of the trained matrix at the counted tokens of a batch, and the recording they came from."""
+    _, _, owner, _ = _matrix(layers)
+    inputs: list[Tensor] = []
+    handle = owner.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    try:
+        recording = layers.record(batch)
+    finally:
+        handle.remove()
+    if len(inputs) != 1:
+        raise _refusal(layers, f"is used {len(inputs)} times in one forward pass")
+    (x,) = inputs
+    return x.reshape(-1, x.shape[-1])[recording.batch.mask.flatten()], recording
+
+
+def residual(
+    method: SteeringMethod, recording: Recording, state: State, dtype: torch.dtype
+) -> Float[Tensor, "token d_model"]:
+    """Forget target minus untouched activation at the counted tokens; the target is worked out in `dtype`."""
+    frozen = Activation(h=recording.frozen.h.to(dtype), mask=recording.frozen.mask)
+    return (method.forget_target(frozen, state) - frozen.h)[recording.batch.mask]
+
+
+def matrix(layers: LayerSlice) -> Float[Tensor, "d_model p"]:
+    """The untouched matrix, in the model's dtype."""
+    name = _matrix(layers)[0]
+    return oriented(layers, layers.originals[name])
+
+
+def edited(layers: LayerSlice, delta: Float[Tensor, "d_model p"]) -> dict[str, Tensor]:
+    """The trained weight after an edit, by full parameter name, in its own orientation and dtype."""
+    name = _matrix(layers)[0]
+    original = layers.originals[name]
+    moved = original.to(delta.dtype) + oriented(layers, delta).to(original.device)
+    return {name: moved.to(original.dtype).contiguous()}
+
+
+def oriented(layers: LayerSlice, values: Tensor) -> Tensor:
+    """A [d_model p] matrix as the parameter stores it, or the parameter's as [d_model p]: Conv1D is transposed."""
+    return values.T if _matrix(layers)[3] else values
+
+
+def check_linear(layers: LayerSlice, batch: Batch) -> None:
+    """Prove on this model that an edit D of the trained matrix turns the layer's output into h0 + D x.
+
+    Raises: UnknownModuleError where a norm, a factor, a choice of experts or another layer stands in between.
+    """
+    name, parameter, _, _ = _matrix(layers)
+    inputs, recording = matrix_inputs(layers, batch)
+    x, mask = inputs.float(), recording.batch.mask
+    h0 = recording.frozen.h.float()[mask]
+    original, current = layers.originals[name], parameter.data
+    step = torch.randn(original.shape, generator=torch.Generator().manual_seed(0)).to(x.device)
+    step *= h0.norm() / (x @ oriented(layers, step).T).norm()
+    try:
+        parameter.data = (original.float() + step).to(parameter.dtype)
+        # What rounding to the model's dtype left of the step is what the output must show.
+        expected = x @ oriented(layers, parameter.data.float() - original.float()).T
+        with torch.no_grad():
+            gained = layers(recording).float()[mask] - h0
+    finally:
+        parameter.data = current
+    allowed = LINEAR + 8 * torch.finfo(parameter.dtype).eps
+    if (gained - expected).norm() <= allowed * expected.norm():
+        return
+    factor = ((gained * expected).sum() / expected.square().sum()).item()
+    if (gained - factor * expected).norm() <= allowed * expected.norm():
+        raise _refusal(layers, f"has its output multiplied by {factor:.4g} before it reaches the layer's output")
+    raise _refusal(layers, "has a norm or another operation between itself and the layer's output")
+
+
+def _at(method: Method, coefficient: float) -> Method:
+    return replace(method, **{method.coefficient: coefficient})
+
+
+def _matrix(layers: LayerSlice) -> tuple[str, nn.Parameter, nn.Module, bool]:
+    """Name, parameter and module of the one trained matrix, and whether it is stored as [p d_model]."""
+    if len(layers.trained) != 1:
+        raise _refusal(layers, f"are {len(layers.trained)} matrices, and a closed form moves one")
+    ((name, parameter),) = layers.trained.items()
+    if not any(parameter is inside for inside in layers.layers[-1].parameters()):
+        raise _refusal(layers, f"stands below layer {layers.stop_at_layer - 1}, where the activation is steered")
+    if parameter.ndim != 2:
+        raise _refusal(layers, f"holds one matrix for each of {parameter.shape[0]} experts")
+    owner = layers.model.get_submodule(name.rpartition(".")[0])
+    transposed = isinstance(owner, Conv1D)
+    width = parameter.shape[1 if transposed else 0]
+    if width != layers.d_model:
+        raise _refusal(layers, f"has {width} outputs, the layer {layers.d_model}")
+    return name, parameter, owner, transposed
+
+
+def _refusal(layers: LayerSlice, found: str) -> UnknownModuleError:
+    names = ", ".join(layers.trained) or "no matrix"
+    return UnknownModuleError(
+        f"no closed form is known for this edit: {names} {found} (model_type '{layers.model.config.model_type}').\n"
+        "Use --solver gradient, or name one matrix of the steered layer that writes into its output (--train-modules)."
+    )
+
+
+class Accumulator:
+    """Adds up products over any number of tokens in the memory of the sums themselves."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+        self.waiting: list[tuple[Tensor, ...]] = []
+        self.tokens = 0
+        self.gram = self.total = self.crossed = torch.empty(0)
+        self.squares = (0.0, 0.0, 0.0)
+
+    def add(self, x: Float[Tensor, "token p"], *residuals: Float[Tensor, "token d_model"]) -> None:
+        """Count tokens with their inputs and, for forget tokens, residuals at coefficient 0 and their slope."""
+        if residuals:
+            base, slope = residuals
+            products = (base * base).sum(), 2 * (base * slope).sum(), (slope * slope).sum()
+            a, b, c = (old + new.item() for old, new in zip(self.squares, products, strict=True))
+            self.squares = (a, b, c)
+        self.waiting.append((x, *residuals))
+        if sum(len(rows[0]) for rows in self.waiting) >= ROWS:
+            self._flush()
+
+    def moments(self) -> Moments:
+        """The sums so far; the accumulator is spent."""
+        self._flush()
+        if self.tokens == 0:
+            raise EmptyBatchError("no token counts in the batches of a corpus.\nGive texts of more than one token.")
+        for start in range(0, len(self.gram), PANEL):
+            end = start + PANEL
+            self.gram[end:, start:end] = self.gram[start:end, end:].T
+        cross, slope = self.crossed.chunk(2) if self.crossed.numel() else (None, None)
+        return Moments(tokens=self.tokens, gram=self.gram, cross=cross, slope=slope, squares=self.squares)
+
+    def _flush(self) -> None:
+        if not self.waiting:
+            return
+        x, *residuals = (torch.cat(rows).to(self.dtype) for rows in zip(*self.waiting, strict=True))
+        self.waiting.clear()
+        p = x.shape[1]
+        if not self.gram.numel():
+            self.gram, self.total = x.new_zeros(p, p), x.new_zeros(p)
+            self.crossed = x.new_zeros(sum(r.shape[1] for r in residuals), p)
+        # The upper triangle alone is half the work.
+        for start in range(0, p, PANEL):
+            panel = self.gram[start : start + PANEL, start:]
+            panel.addmm_(x[:, start : start + PANEL].T, x[:, start:])
+        if residuals:
+            self.crossed.addmm_(torch.cat(residuals, dim=1).T, x)
+        self.total += x.sum(dim=0)
+        self.tokens += len(x)

@@ -1,0 +1,269 @@
+"""The closed form of steering by one matrix: linear least squares, anchored at the original weights.
+
+The objective of an edit D, per coordinate, is the one that the gradient solver descends, plus a penalty:
+
+    J(D) = 1/d * [ mean over topics of 1/n_k sum |D x - R|^2  +  alpha * 1/n_r sum |D x|^2  +  lam * s * |D|^2 ]
+
+with the sums over forget and retain tokens and s the mean of the diagonal of the weighted Gram matrix, which makes
+lam a number without unit. Its optimum is D = B A^-1.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lethe.moments import Moments
+from lethe.types import InvalidValueError
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Values of lam that are tried where none is given."""
+SUGGESTED = 1e-3
+"""The lam that an error recommends."""
+CHUNK_BYTES = 2**20
+"""Rows of X taken together in a step of conjugate gradients: few enough to be in the cache when they are read again."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Term:
+    """One topic of the forget loss: its sums, and how far to steer it."""
+
+    moments: Moments
+    coefficient: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """The best edit, and its losses per coordinate as the gradient solver counts them."""
+
+    delta: Float[Tensor, "d_model p"]
+    lam: float
+    forget_loss: float
+    retain_loss: float
+    """Before it is weighted by alpha; 0 where there are no retain tokens."""
+    objective: float
+    """Forget loss, plus alpha times retain loss, plus the penalty."""
+    before: float
+    """The objective without an edit."""
+
+
+def solve(forget: Sequence[Term], retain: Sequence[Moments], *, alpha: float, lam: float) -> Solution:
+    """The edit that minimises the objective, by Cholesky factorisation, in the dtype of the sums.
+
+    Raises: InvalidValueError if the sums do not determine the edit (lam 0 and fewer tokens than inputs, say).
+    """
+    _check(alpha, lam, len(forget), sum(m.tokens for m in retain))
+    gram, scale = _weighted_gram(forget, retain, alpha)
+    if math.isinf(lam):
+        delta = torch.zeros_like(_residuals(forget[0]))
+        return _solution(delta, forget, retain, alpha, lam, 0.0)
+    target = _residuals(forget[0]) / (len(forget) * forget[0].moments.tokens)
+    for term in forget[1:]:
+        target += _residuals(term) / (len(forget) * term.moments.tokens)
+    gram.diagonal().add_(lam * scale)
+    factor, info = torch.linalg.cholesky_ex(gram)
+    pivots = factor.diagonal().square() / gram.diagonal()
+    # A pivot that is all rounding belongs to an input that the others already determine.
+    noise = 8 * torch.finfo(gram.dtype).eps
+    if info.item() != 0 or (lam == 0 and not bool((pivots > noise).all())):
+        tokens = sum(term.moments.tokens for term in forget) + sum(m.tokens for m in retain)
+        raise InvalidValueError(
+            f"the Gram matrix is singular with lam {lam:g}: {tokens} tokens do not determine an edit of "
+            f"{len(gram)} inputs.\nSet --lam to a positive number, {SUGGESTED:g} say."
+        )
+    delta = torch.cholesky_solve(target.T, factor).T
+    return _solution(delta, forget, retain, alpha, lam, lam * scale)
+
+
+def losses(delta: Float[Tensor, "d_model p"], forget: Sequence[Term], retain: Sequence[Moments]) -> tuple[float, float]:
+    """Forget and retain loss of any edit, per coordinate; the retain loss is 0 where there are no retain tokens.
+
+    The forget loss is a difference of sums: it is exact to the rounding of the loss without an edit.
+    """
+    width = len(delta)
+    forget_loss = 0.0
+    for term in forget:
+        moments = term.moments
+        error = _quadratic(delta, moments.gram) - 2 * (delta * _residuals(term)).sum().item()
+        error = max(0.0, error + moments.square(term.coefficient))
+        forget_loss += error / (len(forget) * moments.tokens * width)
+    tokens = sum(moments.tokens for moments in retain)
+    retained = sum(_quadratic(delta, moments.gram) for moments in retain)
+    return forget_loss, retained / (tokens * width) if tokens else 0.0
+
+
+def choose_lam(
+    fit_forget: Sequence[Term],
+    fit_retain: Sequence[Moments],
+    held_forget: Sequence[Term],
+    held_retain: Sequence[Moments],
+    *,
+    alpha: float,
+    grid: Sequence[float] = GRID,
+) -> float:
+    """The lam of the grid whose edit has the lowest objective, without the penalty, on tokens that were held out."""
+
+    def held_out(lam: float) -> float:
+        delta = solve(fit_forget, fit_retain, alpha=alpha, lam=lam).delta
+        forget_loss, retain_loss = losses(delta, held_forget, held_retain)
+        return forget_loss + alpha * retain_loss
+
+    return min(grid, key=held_out)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Inputs of the matrix at every counted token, for problems that need no sums of them."""
+
+    forget: tuple[Float[Tensor, "_ p"], ...]
+    """By topic."""
+    retain: Float[Tensor, "_ p"]
+
+
+def solve_shift(
+    rows: Rows,
+    shifts: Sequence[Float[Tensor, "d_model"]],
+    *,
+    alpha: float,
+    lam: float,
+    tolerance: float = 1e-5,
+    max_steps: int = 1000,
+) -> Solution:
+    """The best edit where topic k's forget tokens are all to gain the vector `shifts[k]`: of rank one per topic.
+
+    It is the sum of r_k s_k^T, r_k the shift and s_k = A^-1 (mean input of the topic) / topics, found by conjugate
+    gradients on the rows themselves, in fp32 or their own fp64; `tolerance` bounds the residual relative to the
+    right-hand side.
+
+    Raises: InvalidValueError if `max_steps` do not reach the tolerance.
+    """
+    _check(alpha, lam, len(rows.forget), len(rows.retain))
+    dtype = torch.promote_types(rows.retain.dtype, torch.float32)
+    forget, retain = [x.to(dtype) for x in rows.forget], rows.retain.to(dtype)
+    topics, shift = len(forget), torch.stack([vector.to(dtype) for vector in shifts])
+    weighted = [(x, 1 / (topics * len(x))) for x in forget]
+    if alpha > 0:
+        weighted.append((retain, alpha / len(retain)))
+    diagonal = torch.zeros_like(forget[0][0])
+    for x, weight in weighted:
+        diagonal.add_(torch.linalg.vector_norm(x, dim=0).square(), alpha=weight)
+    # The columns share every pass over the rows.
+    target = torch.stack([x.mean(dim=0) / topics for x in forget], dim=1)
+    if math.isinf(lam):
+        found, penalty = torch.zeros_like(target), 0.0
+    else:
+        penalty = lam * diagonal.mean().item()
+        found = _conjugate_gradients(weighted, penalty, diagonal + penalty, target, tolerance, max_steps, lam)
+
+    width, overlap = shift.shape[1], shift @ shift.T
+    forget_loss = 0.0
+    for topic, x in enumerate(forget):
+        gained = x @ found
+        gained[:, topic] -= 1
+        forget_loss += _energy(gained, overlap) / (topics * len(x) * width)
+    retain_loss = _energy(retain @ found, overlap) / (len(retain) * width) if len(retain) else 0.0
+    return Solution(
+        delta=shift.T @ found.T,
+        lam=lam,
+        forget_loss=forget_loss,
+        retain_loss=retain_loss,
+        objective=forget_loss + alpha * retain_loss + penalty * _energy(found, overlap) / width,
+        before=overlap.diagonal().mean().item() / width,
+    )
+
+
+def _energy(gained: Tensor, overlap: Tensor) -> float:
+    """Sum of |c_1 r_1 + c_2 r_2 + ...|^2 over rows of coefficients, given the products of the r."""
+    return (gained @ overlap).mul_(gained).sum().item()
+
+
+def _conjugate_gradients(
+    weighted: Sequence[tuple[Tensor, float]],
+    penalty: float,
+    diagonal: Tensor,
+    target: Tensor,
+    tolerance: float,
+    max_steps: int,
+    lam: float,
+) -> Tensor:
+    """Solve (sum of weighted X^T X + penalty I) s = b for each column b of `target`; the diagonal preconditions."""
+
+    def product(v: Tensor) -> Tensor:
+        total = penalty * v
+        for x, weight in weighted:
+            for chunk in x.split(max(1, CHUNK_BYTES // (x.shape[1] * x.element_size()))):
+                total.addmm_(chunk.T, chunk @ v, alpha=weight)
+        return total
+
+    scale = torch.where(diagonal > 0, diagonal, 1)[:, None]
+    solution, rest = torch.zeros_like(target), target.clone()
+    allowed = tolerance * target.norm(dim=0)
+    scaled = rest / scale
+    direction, energy = scaled, (rest * scaled).sum(dim=0)
+    for _ in range(max_steps):
+        if bool((rest.norm(dim=0) <= allowed).all()):
+            return solution
+        moved = product(direction)
+        # A column that is solved exactly has nothing left to divide by.
+        step = energy / (direction * moved).sum(dim=0).clamp_min(torch.finfo(rest.dtype).tiny)
+        solution, rest = solution + step * direction, rest - step * moved
+        scaled = rest / scale
+        previous, energy = energy, (rest * scaled).sum(dim=0)
+        direction = scaled + energy / previous.clamp_min(torch.finfo(rest.dtype).tiny) * direction
+    left = (rest.norm(dim=0) / target.norm(dim=0)).max().item()
+    raise InvalidValueError(
+        f"conjugate gradients with lam {lam:g} left {left:.2g} of the right-hand side after {max_steps} steps.\n"
+        f"Set --lam higher, {SUGGESTED:g} say."
+    )
+
+
+def _solution(
+    delta: Tensor, forget: Sequence[Term], retain: Sequence[Moments], alpha: float, lam: float, penalty: float
+) -> Solution:
+    forget_loss, retain_loss = losses(delta, forget, retain)
+    squares = sum(term.moments.square(term.coefficient) / term.moments.tokens for term in forget)
+    return Solution(
+        delta=delta,
+        lam=lam,
+        forget_loss=forget_loss,
+        retain_loss=retain_loss,
+        objective=forget_loss + alpha * retain_loss + penalty * delta.square().sum().item() / len(delta),
+        before=squares / (len(forget) * len(delta)),
+    )
+
+
+def _weighted_gram(forget: Sequence[Term], retain: Sequence[Moments], alpha: float) -> tuple[Tensor, float]:
+    """The weighted Gram matrix, and the mean of its diagonal."""
+    tokens = sum(moments.tokens for moments in retain)
+    weighted = [(term.moments.gram, 1 / (len(forget) * term.moments.tokens)) for term in forget]
+    weighted += [(moments.gram, alpha / tokens) for moments in retain if alpha > 0]
+    gram = torch.zeros_like(weighted[0][0])
+    for matrix, weight in weighted:
+        gram.add_(matrix, alpha=weight)
+    return gram, gram.diagonal().mean().item()
+
+
+def _residuals(term: Term) -> Tensor:
+    found = term.moments.residuals(term.coefficient)
+    if found is None:
+        raise InvalidValueError("the sums of a forget topic have no targets.\nAccumulate them with forget_moments.")
+    return found
+
+
+def _quadratic(delta: Tensor, gram: Tensor) -> float:
+    """Sum over tokens of |D x|^2."""
+    return (delta @ gram).mul_(delta).sum().item()
+
+
+def _check(alpha: float, lam: float, topics: int, retain_tokens: int) -> None:
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise InvalidValueError(f"'alpha' must be a number of 0 or more. Got {alpha}.")
+    if not lam >= 0:
+        raise InvalidValueError(f"'lam' must be a number of 0 or more. Got {lam}.")
+    if topics == 0:
+        raise InvalidValueError("an edit needs at least one forget topic. Got none.")
+    if alpha > 0 and retain_tokens == 0:
+        raise InvalidValueError(f"'alpha' is {alpha:g}, but there are no retain tokens.\nGive a retain corpus.")
