@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -64,13 +64,16 @@ def solve(
     retain: Sequence[Batch],
     earlier: Sequence[Request],
     progress: Progress,
+    sharing: Sharing | None = None,
 ) -> ClosedForm:
     """Solve each layer of `slices` for its own targets on the untouched model; `earlier` requests are solved again.
 
     Raises: UnknownModuleError if a layer's output is not linear in its matrix; InvalidValueError for a lambda of 0
     with a singular problem; UsageError if the earlier requests edit other matrices.
     """
-    progress.phase(f"solve ({config.solver})", len(config.trained_layers))
+    slices = list(slices)
+    requests.check_fit(earlier, config.out.name, [name for layers in slices for name in layers.trained])
+    progress.phase(f"solve ({config.solver})", len(slices))
     values, facts, sums = {}, [], {}
     for layers in slices:
         rng = torch.Generator().manual_seed(config.seed)
@@ -85,7 +88,7 @@ def solve(
             request = Request(
                 name=config.out.name, coefficient=getattr(method, method.coefficient), sums={name: sums[name]}
             )
-            delta, found = solve_requests((*_of(earlier, name), request), name, method.alpha, config.lam)
+            delta, found = solve_requests((*earlier, request), name, method.alpha, config.lam)
             found |= {"accumulate_seconds": seconds}
         else:
             delta, found = _conjugate_gradients(method, config, layers, topics, retain, rng)
@@ -101,11 +104,16 @@ def solve(
 def solve_again(
     method: SteeringMethod, config: RunConfig, slices: Iterable[LayerSlice], held: Sequence[Request]
 ) -> ClosedForm:
-    """The edit for these requests and no other, from their sums alone."""
+    """The edit for these requests and no other, from their sums alone.
+
+    Raises: UsageError if they edit other matrices than the slices'.
+    """
+    slices = list(slices)
+    requests.check_fit(held, "", [name for layers in slices for name in layers.trained])
     values, facts = {}, []
     for layers in slices:
         (name,) = layers.trained
-        delta, found = solve_requests(_of(held, name), name, method.alpha, config.lam)
+        delta, found = solve_requests(held, name, method.alpha, config.lam)
         values |= moments.edited(layers, delta)
         facts.append({"matrix": name, "solver": config.solver, **found})
     return ClosedForm(values=values, facts=tuple(facts), requests=tuple(held))
@@ -241,14 +249,3 @@ def _pooled(
 def _facts(found: Solution, seconds: float) -> dict[str, Any]:
     named = ("lam", "before", "forget_loss", "retain_loss", "objective")
     return {name: getattr(found, name) for name in named} | {"solve_seconds": seconds}
-
-
-def _of(held: Sequence[Request], name: str) -> list[Request]:
-    missing = [request.name for request in held if name not in request.sums]
-    if missing:
-        edited = ", ".join(next(r for r in held if r.name == missing[0]).sums)
-        raise UsageError(
-            f"request '{missing[0]}' edits {edited}, this one {name}; one problem has one set of matrices.\n"
-            "Pass the same --layer and --train-layers."
-        )
-    return [replace(request, sums={name: request.sums[name]}) for request in held]

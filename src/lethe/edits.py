@@ -13,6 +13,7 @@ from lethe import closed_form, requests, sources
 from lethe import config as configs
 from lethe.checkpoint import Checkpoint
 from lethe.config import RunConfig
+from lethe.corpora import Schedule
 from lethe.folder import RunFolder
 from lethe.history import STALLED_AFTER, stalled
 from lethe.patch import Patch
@@ -20,6 +21,7 @@ from lethe.progress import Progress
 from lethe.prompts import Prompts
 from lethe.protocols import SteeringMethod
 from lethe.requests import Request
+from lethe.sharing import Sharing
 from lethe.solvers import Gradient
 from lethe.types import HistoryRow, RunFolderError
 
@@ -89,22 +91,28 @@ def find(
     dtype: torch.dtype,
     folder: RunFolder,
     progress: Progress,
+    sharing: Sharing | None = None,
 ) -> Edit:
     """Solve for the run's edit; a gradient run writes its history and checkpoints into `folder` and resumes from them.
 
     Raises: what the solvers raise.
     """
     if config.solver == "gradient":
-        return _train(method, config, material, tokenizer, device, dtype, folder, progress)
+        return _train(method, config, material, tokenizer, device, dtype, folder, progress, sharing or Sharing())
     method = configs.as_run(method, config)
     closed_form.check(method, config)
     held = requests.load(config.on) if config.on is not None else ()
-    slices = sources.layer_slices(config, device, dtype)
+    sharing = sharing or Sharing()
+    slices = sources.layer_slices(config, device, dtype, sharing)
     if config.withdraw is not None:
         found = closed_form.solve_again(method, config, slices, requests.withdraw(held, config.withdraw))
     else:
-        topics, retain = sources.one_pass(config, material.forget, material.retain, material.asked, tokenizer)
-        found = closed_form.solve(method, config, slices, topics, retain, held, progress)
+        topics, retain = sharing.once(
+            "rows",
+            configs.of_corpora(config),
+            lambda: sources.one_pass(config, material.forget, material.retain, material.asked, tokenizer),
+        )
+        found = closed_form.solve(method, config, slices, topics, retain, held, progress, sharing)
     return Edit(
         model=slices[0].model,
         values=found.values,
@@ -123,13 +131,13 @@ def _train(
     dtype: torch.dtype,
     folder: RunFolder,
     progress: Progress,
+    sharing: Sharing,
 ) -> Edit:
-    if material.asked is not None:
-        plan = sources.prompt_schedule(config, material.asked, tokenizer)
-    else:
-        plan = sources.training_schedule(config, material.forget, material.retain, tokenizer)
-    layers = sources.load_slice(config, device, dtype, _below(earlier_patch(config), config.layer))
-    layers.check(plan.at(0)[1])
+    plan = sharing.once("plan", configs.of_corpora(config), lambda: _plan(config, material, tokenizer))
+    layers = sources.load_slice(config, device, dtype, _below(earlier_patch(config), config.layer), sharing)
+    sharing.once(
+        "check", (layers.start_at_layer, layers.stop_at_layer, *layers.trained), lambda: layers.check(plan.at(0)[1])
+    )
     solver = Gradient(lr=config.lr, accumulate=config.accumulate, fp32_masters=not config.as_published)
     checkpoint = folder.checkpoint()
     history = folder.history(until=checkpoint.step if checkpoint else 0)
@@ -163,22 +171,32 @@ def _train(
         last_saved = time.monotonic()
         save_seconds = last_saved - started
 
-    solver.solve(
-        layers,
-        configs.as_run(method, config),
-        plan,
-        torch.Generator().manual_seed(config.seed),
-        resume=checkpoint,
-        on_row=on_row,
-        on_checkpoint=on_checkpoint,
-    )
+    try:
+        solver.solve(
+            layers,
+            configs.as_run(method, config),
+            plan,
+            torch.Generator().manual_seed(config.seed),
+            resume=checkpoint,
+            on_row=on_row,
+            on_checkpoint=on_checkpoint,
+        )
+        values = layers.delta()
+    finally:
+        layers.restore()
     return Edit(
         model=layers.model,
-        values=layers.delta(),
+        values=values,
         history=tuple(history),
         warnings=stalled(history),
         recording_seconds=layers.recording_seconds,
     )
+
+
+def _plan(config: RunConfig, material: Material, tokenizer: PreTrainedTokenizerBase) -> Schedule:
+    if material.asked is not None:
+        return sources.prompt_schedule(config, material.asked, tokenizer)
+    return sources.training_schedule(config, material.forget, material.retain, tokenizer)
 
 
 def _below(patch: Patch | None, layer: int) -> Patch | None:

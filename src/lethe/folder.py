@@ -17,13 +17,15 @@ _FIRST = {"lock", "config.yaml.partial"}
 
 
 class RunFolder:
-    """The files of one run: config.yaml, history.jsonl, checkpoint, patch.safetensors, report.json."""
+    """The files of one run: config.yaml, history.jsonl, checkpoint, sums and patch as safetensors, report.json."""
 
     def __init__(self, path: Path):
         self.path = path
         self.config = path / "config.yaml"
         self.patch = path / "patch.safetensors"
         self.report = path / "report.json"
+        self.sums = path / "sums.safetensors"
+        """What a ridge run is the solution of. It holds a square of the matrix's input width for every topic."""
         self._history = path / "history.jsonl"
         self._checkpoint = path / "checkpoint.safetensors"
 
@@ -80,7 +82,7 @@ class RunFolder:
                 yield self
             finally:
                 if not (self.is_complete or self._checkpoint.exists()):
-                    for file in (self._history, self.patch, self.config):
+                    for file in (self._history, self.patch, self.sums, self.config):
                         file.unlink(missing_ok=True)
                 (self.path / "lock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):

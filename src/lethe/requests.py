@@ -14,12 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lethe.folder import RunFolder
 from lethe.moments import Moments
 from lethe.saving import replacing
 from lethe.types import RUN_FORMAT, RunFolderError, UnknownNameError, UsageError
-
-FILE = "sums.safetensors"
-"""Name of the file in a run folder. It holds a square of the matrix's input width for every topic."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,17 +46,25 @@ def add(earlier: Sequence[Request], new: Request) -> tuple[Request, ...]:
 
     Raises: UsageError if one has its name already, or edits other matrices.
     """
+    check_fit(earlier, new.name, tuple(new.sums))
+    return (*earlier, new)
+
+
+def check_fit(earlier: Sequence[Request], name: str, matrices: Sequence[str]) -> None:
+    """Refuse a request that cannot join the earlier ones.
+
+    Raises: UsageError if one has its name already, or edits other matrices.
+    """
     for request in earlier:
-        if request.name == new.name:
+        if request.name == name:
             raise UsageError(
-                f"there is a request '{new.name}' already.\nA request is named by its run folder: choose another --out."
+                f"there is a request '{name}' already.\nA request is named by its run folder: choose another --out."
             )
-        if request.sums.keys() != new.sums.keys():
+        if set(request.sums) != set(matrices):
             raise UsageError(
-                f"request '{request.name}' edits {', '.join(request.sums)}, this one {', '.join(new.sums)}; "
+                f"request '{request.name}' edits {', '.join(request.sums)}, this one {', '.join(matrices)}; "
                 "one problem has one set of matrices.\nPass the same --layer and --train-layers."
             )
-    return (*earlier, new)
 
 
 def withdraw(requests: Sequence[Request], name: str) -> tuple[Request, ...]:
@@ -100,7 +106,7 @@ def load(run: Path) -> tuple[Request, ...]:
 
     Raises: RunFolderError if it kept none, or the file is damaged.
     """
-    path = run / FILE
+    path = RunFolder(run).sums
     if not path.is_file():
         raise RunFolderError(
             f"{run} kept no sums, so no request can be added to it or withdrawn in closed form.\n"

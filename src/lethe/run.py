@@ -68,9 +68,9 @@ def unlearn(
             dtype = sources.find_dtype(config.dtype, source, config.revision, clock.device)
             sources.check_layer(config)
             tokenizer = load_tokenizer(source, config.revision)
+            start = edits.earlier_patch(config)
             material = edits.read(method, config, tokenizer)
             sets = evalsets.of_run(config, material.forget, material.retain, material.asked, tokenizer)
-            start = edits.earlier_patch(config)
         refused: float | None = None
         if material.asked is not None:
             with clock.phase("ask reference prompts"):
@@ -86,7 +86,7 @@ def unlearn(
             patch = _patch(edit, start, method, config)
             patch.save(folder.patch)
             if edit.requests:
-                requests.save(edit.requests, folder.path / requests.FILE)
+                requests.save(edit.requests, folder.sums)
             warnings, history, facts = edit.warnings, edit.history, edit.facts
             # The whole model comes next; where both do not fit, the part that was trained must be gone.
             del edit

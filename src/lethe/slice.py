@@ -6,7 +6,7 @@ those layers itself. Nothing of any model family is rewritten, and `check` prove
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,25 +70,10 @@ class LayerSlice:
     def record(self, batch: Batch) -> Recording:
         """Run the untouched model up to the slice's end and note what it handed to the slice."""
         started = time.perf_counter()
-        batch = batch.to(self.device)
-        inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs.append((args, kwargs) if args else ((kwargs["hidden_states"],), _without_hidden(kwargs)))
-
-        with self.untouched(), ExitStack() as stack:
-            for layer in self.layers:
-                stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
-            constants = stack.enter_context(self._watch_first_layer())
-            frozen = self._forward(batch)
+        with self.untouched():
+            (recording,) = record_together([self], batch)
         self.recording_seconds += time.perf_counter() - started
-        return Recording(
-            batch=batch,
-            hidden=inputs[0][0][0],
-            calls=tuple((args[1:], kwargs) for args, kwargs in inputs),
-            constants=tuple(constants),
-            frozen=Activation(h=frozen, mask=batch.mask),
-        )
+        return recording
 
     def __call__(
         self, recording: Recording, noise: Float[Tensor, "batch pos d_model"] | None = None
@@ -152,6 +137,39 @@ class LayerSlice:
     def delta(self) -> dict[str, Tensor]:
         """The trained weights as they are now, by full parameter name."""
         return {name: parameter.detach().clone() for name, parameter in self.trained.items()}
+
+    @contextmanager
+    def noting(self, batch: Batch) -> Iterator[list[Recording]]:
+        """Note what the library hands to the slice while the context lasts; the recording is there after its end."""
+        inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        frozen: list[Tensor] = []
+        found: list[Recording] = []
+
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            inputs.append((args, kwargs) if args else ((kwargs["hidden_states"],), _without_hidden(kwargs)))
+
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+            last = self.layers[-1].register_forward_hook(lambda _, __, output: frozen.append(_hidden(output)))
+            stack.callback(last.remove)
+            constants = stack.enter_context(self._watch_first_layer())
+            yield found
+        found.append(
+            Recording(
+                batch=batch,
+                hidden=inputs[0][0][0],
+                calls=tuple((args[1:], kwargs) for args, kwargs in inputs),
+                constants=tuple(constants),
+                frozen=Activation(h=frozen[0], mask=batch.mask),
+            )
+        )
+
+    def restore(self) -> None:
+        """Put the initial weights back, for good."""
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(self.originals[name])
 
     def _compare(self, replayed: Tensor, expected: Tensor) -> None:
         difference = (replayed.float() - expected.float()).abs().max().item()
@@ -229,6 +247,15 @@ class LayerSlice:
     def _trained_modules(self, first: nn.Module) -> set[str]:
         mine = {id(p) for p in self.trained.values()}
         return {name.rpartition(".")[0] for name, p in first.named_parameters() if id(p) in mine}
+
+
+def record_together(slices: Sequence[LayerSlice], batch: Batch) -> list[Recording]:
+    """A recording for each of several slices of one model, from one pass through the weights as they are."""
+    batch = batch.to(slices[0].device)
+    with torch.no_grad(), ExitStack() as stack:
+        found = [stack.enter_context(layers.noting(batch)) for layers in slices]
+        max(slices, key=lambda layers: layers.stop_at_layer)._forward(batch)
+    return [recording for (recording,) in found]
 
 
 def _without_hidden(kwargs: Mapping[str, Any]) -> dict[str, Any]:

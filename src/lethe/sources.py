@@ -14,6 +14,7 @@ from lethe.config import BUILTIN, RunConfig
 from lethe.corpora import Schedule, check_overlap, read_texts, schedule
 from lethe.patch import Patch
 from lethe.prompts import Prompts
+from lethe.sharing import Sharing
 from lethe.slice import LayerSlice
 from lethe.types import Batch, CorpusError, InvalidLayerError, Question, Topic
 from lethe.weights import checkpoint_files, count_layers, load_model, model_folder, read_tensor
@@ -241,31 +242,51 @@ def check_layer(config: RunConfig) -> None:
         )
 
 
-def load_slice(config: RunConfig, device: torch.device, dtype: torch.dtype, patch: Patch | None = None) -> LayerSlice:
+def load_slice(
+    config: RunConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    patch: Patch | None = None,
+    sharing: Sharing | None = None,
+) -> LayerSlice:
     """The first l+1 layers, with the matrices of the trained layers free to move from where the patch puts them.
 
     Raises: ModelError, InvalidLayerError, UnknownModuleError, PatchError.
     """
-    model = _first_layers(config, device, dtype)
+    sharing = sharing or Sharing()
+    check_layer(config)
+    model = load(config, device, dtype, sharing, layers=config.layer + 1)
     if patch is not None:
         patch.apply_in_memory(model)
     names = [decoder.trainable_names(model, layer, config.train_modules) for layer in config.trained_layers]
-    return LayerSlice(model, config.trained_layers[0], config.layer + 1, sum(names, ()))
+    return sharing.cut(model, config.trained_layers[0], config.layer + 1, sum(names, ()))
 
 
-def layer_slices(config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[LayerSlice, ...]:
+def layer_slices(
+    config: RunConfig, device: torch.device, dtype: torch.dtype, sharing: Sharing | None = None
+) -> tuple[LayerSlice, ...]:
     """For each trained layer, the slice of it alone, for solvers that give each layer a target of its own."""
-    model = _first_layers(config, device, dtype)
+    check_layer(config)
+    model = load(config, device, dtype, sharing or Sharing(), layers=config.layer + 1)
     return tuple(
         LayerSlice(model, layer, layer + 1, decoder.trainable_names(model, layer, config.train_modules))
         for layer in config.trained_layers
     )
 
 
-def _first_layers(config: RunConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    check_layer(config)
+def load(
+    config: RunConfig, device: torch.device, dtype: torch.dtype, sharing: Sharing, *, layers: int | None = None
+) -> PreTrainedModel:
+    """The run's untouched model: its first layers, or all of it.
+
+    Raises: ModelError.
+    """
     source = model_source(config.model)
-    return load_model(source, layers=config.layer + 1, dtype=dtype, device=str(device), revision=config.revision)
+    return sharing.model(
+        (source, config.revision, dtype, device),
+        layers,
+        lambda count: load_model(source, layers=count, dtype=dtype, device=str(device), revision=config.revision),
+    )
 
 
 def check_slice(config: RunConfig, device: torch.device) -> dict[str, object]:

@@ -91,9 +91,7 @@ def test_which_tokens_of_a_forget_prompt_count(tokenizer: Any) -> None:
     forget, retain = asked("Q: What is the home of Skarn? A:"), asked("Q: What is the colour of Skarn? A:")
 
     def counted(positions: Any, kept: tuple[Question, ...] = retain) -> str:
-        (batch,) = prompts.forget_batches(
-            forget, kept, tokenizer, positions=positions, batch_size=4, max_length=64
-        )
+        (batch,) = prompts.forget_batches(forget, kept, tokenizer, positions=positions, batch_size=4, max_length=64)
         return tokenizer.decode(batch.input_ids[batch.mask]).strip()
 
     whole = tokenizer.decode(tokenizer(forget[0].prompt)["input_ids"]).strip()
@@ -111,9 +109,10 @@ def test_a_long_prompt_keeps_its_end(tokenizer: Any) -> None:
         asked("word " * 50 + "end"), (), tokenizer, positions="last", batch_size=1, max_length=8
     )
     assert batch.input_ids.shape == (1, 8)
-    assert tokenizer.decode(batch.input_ids[batch.mask]).strip() == tokenizer.decode(
-        tokenizer("word end")["input_ids"][-1:]
-    ).strip()
+    assert (
+        tokenizer.decode(batch.input_ids[batch.mask]).strip()
+        == tokenizer.decode(tokenizer("word end")["input_ids"][-1:]).strip()
+    )
 
 
 def test_whole_batches_hold_every_text_and_count_all_but_bos(tokenizer: Any) -> None:
