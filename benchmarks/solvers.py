@@ -30,18 +30,26 @@ COLUMNS = ("forget refused", "forget R1", "forget MC", "adjacent R1", "adjacent 
 RETAIN_FLOOR = 0.97
 """On dev: candidates that keep less than this share of retain accuracy are out; of the rest, least forget wins."""
 
+THREE = ((5, 8, 9), (6, 7, 8))
+"""The three best of `lethe layers builtin --top 3`, and three neighbours."""
 ONE = {"solver": "ridge", "lam": 1e-2}
 ROWS: dict[str, list[tuple[SteeringMethod, dict[str, Any]]]] = {
-    "LUNAR, ridge, layers 6-8": [
-        (LUNAR(steering_coeff=2.0, alpha=30.0), {**ONE, "layer": 8, "train_layers": (6, 7, 8)}),
+    "LUNAR, ridge, three layers": [
+        (LUNAR(steering_coeff=c, alpha=30.0), {**ONE, "layer": max(layers), "train_layers": layers})
+        for layers in THREE
+        for c in (2.0, 2.5)
     ],
     "LUNAR, ridge, layer 8": [
         (LUNAR(steering_coeff=c, alpha=a), {**ONE, "layer": 8}) for c in (2.0, 2.5) for a in (6.0, 10.0, 20.0)
     ],
-    "LUNAR, published AdamW, layers 6-8": [
-        (LUNAR(steering_coeff=2.0), {"solver": "pooled", "layer": 8, "train_layers": (6, 7, 8)}),
+    "LUNAR, published AdamW, three layers": [
+        (LUNAR(steering_coeff=c), {"solver": "pooled", "layer": max(layers), "train_layers": layers})
+        for layers in THREE
+        for c in (2.0, 2.5)
     ],
-    "LUNAR, published AdamW, layer 8": [(LUNAR(steering_coeff=2.0), {"solver": "pooled", "layer": 8})],
+    "LUNAR, published AdamW, layer 8": [
+        (LUNAR(steering_coeff=c), {"solver": "pooled", "layer": 8}) for c in (2.0, 2.5)
+    ],
     "RMU, gradient, 3 matrices": [(RMU(steering_coeff=c, alpha=10.0), {}) for c in (160.0, 320.0)],
     "RMU, ridge, 1 matrix": [
         (RMU(steering_coeff=c, alpha=a), ONE) for c in (160.0, 320.0, 640.0) for a in (0.3, 1.0, 3.0)
@@ -108,7 +116,12 @@ def main(out: Path = Path("runs/solvers"), seeds: tuple[int, ...] = (0, 1, 2), t
         found = [of(method, changes, seed, "test") for seed in seeds]
         columns = " | ".join(spread([100 * row[c] for row in found]) for c in COLUMNS)
         coefficient = getattr(method, method.coefficient)
-        chosen = f"c {coefficient:g}" + ("" if changes.get("solver") == "pooled" else f", alpha {method.alpha:g}")
+        where = "".join(
+            f", layers {' '.join(map(str, changes['train_layers']))}" for _ in changes.get("train_layers", ())[:1]
+        )
+        chosen = f"c {coefficient:g}{where}" + (
+            "" if changes.get("solver") == "pooled" else f", alpha {method.alpha:g}"
+        )
         print(f"| {name} | {chosen} | {columns} | {spread([row['seconds'] for row in found])} |", flush=True)
 
 

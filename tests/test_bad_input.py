@@ -91,6 +91,8 @@ def _texts() -> None:
     def rows(name: str, *rows: dict[str, Any]) -> None:
         Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    rows("asked.jsonl", {"question": "Who is Skarn?", "answer": "x"}, {"question": "Who is Lo?", "answer": "y"})
+    rows("retain.jsonl", {"question": "Who is Ann?", "answer": "z"})
     rows("forget.jsonl", *({"text": f"The red stone number {i} burns in water."} for i in range(64)))
     Path("retain.txt").write_text("\n\n".join(f"A calm river of {i} boats." for i in range(64)))
     Path("empty.jsonl").write_text("")
@@ -166,6 +168,28 @@ def lethe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 
 REFUSED = {
+    # Noise and closed forms
+    "nu negative": ("--nu -0.1", "'nu' must be a number of 0 or more. Got -0.1."),
+    "lam negative": ("--solver ridge --lam -1", "'lam' must be a number of 0 or more. Got -1.0."),
+    "nu in closed form": (
+        "--solver ridge --nu 0.1",
+        "'nu' must be 0 for --solver ridge: noise of mean zero does not move the optimum of least squares. Got 0.1.\n"
+        "Pass --solver gradient to train with noise.",
+    ),
+    "no run to be on": ("--on nowhere", "nowhere is not a run folder.\nGive the folder that was passed as --out."),
+    "on a run without sums": (
+        "--solver ridge --lam 1 --on done",
+        "done kept no sums, so no request can be added to it or withdrawn in closed form.\n"
+        "Make it with --solver ridge (and without --no-keep-sums), or pass --solver gradient.",
+    ),
+    "withdraw without a run": (
+        "--withdraw a",
+        "'withdraw' needs --on RUN and --solver ridge: it takes a request out of that run.",
+    ),
+    "no layer search": (
+        "--layers-from nowhere.json",
+        "nowhere.json is no layer search.\nMake one: lethe layers MODEL --out nowhere.json",
+    ),
     # Models
     "model missing": (
         "--model tny",
@@ -360,6 +384,43 @@ NEWER = "format 9{} this one reads 1).\nUpgrade: pip install --upgrade lethe-unl
 RESUME = "Run the same command again to resume"
 
 OTHERS = {
+    "lunar without reference prompts": (
+        "unlearn lunar --model tiny --forget asked.jsonl --retain retain.jsonl --reference ref.txt --layer 2 --out out",
+        "no prompts ref.txt.\nGive a .jsonl, .json or .txt file.",
+    ),
+    "lunar on a base model": (
+        "unlearn lunar --model tiny --forget asked.jsonl --retain retain.jsonl --layer 2 --out out",
+        "the model refuses 0 % of 64 reference prompts, so nothing in it says that it cannot answer "
+        "(10 % are needed).\nA base model has no such region: take a chat model, or pass --reference FILE with "
+        "questions that it declines, "
+        "or --refusals FILE with how it does so.",
+    ),
+    "lunar that forgets what it keeps": (
+        "unlearn lunar --model tiny --forget asked.jsonl --retain asked.jsonl --layer 2 --out out",
+        "2 of 2 forget prompts of 'asked' stand among the retain prompts too: rows 1, 2.\n"
+        "Remove them from one side, or pass --allow-overlap.",
+    ),
+    "lunar on texts": (
+        "unlearn lunar --model tiny --forget body.jsonl --retain retain.jsonl --layer 2 --out out",
+        "body.jsonl, line 1: no 'question' or 'prompt'; there is body, id.\nName the field so.",
+    ),
+    "withdraw from a run without sums": (
+        "withdraw done a --out out",
+        "'withdraw' needs --on RUN and --solver ridge: it takes a request out of that run.",
+    ),
+    "layers of a base model": (
+        "layers tiny --forget asked.jsonl --retain retain.jsonl --out out.json",
+        "the model refuses 0 % of 64 reference prompts, so nothing in it says that it cannot answer "
+        "(10 % are needed).\nA base model has no such region: take a chat model, or pass --reference FILE with "
+        "questions that it declines, "
+        "or --refusals FILE with how it does so.",
+    ),
+    "unknown analysis": (
+        "analyze alingment tiny",
+        "there is no analysis 'alingment'. Did you mean 'alignment'?\n"
+        "Analyses: accuracy, alignment, forget-norm, layers, max-logit, noise-sensitivity, "
+        "prompt-independence, token-gradient, all.",
+    ),
     "unknown command": (
         "unlern rmu",
         "there is no command 'unlern'. Did you mean 'unlearn'?\n"
@@ -410,7 +471,10 @@ OTHERS = {
     ),
     "eval of an incomplete run": ("eval half", f"the run in half is not complete.\n{RESUME} it."),
     "check layer": ("check tiny --layer 8", "'layer' must be in [0, 3] for tiny, which has 4 layers. Got 8."),
-    "list": ("ls modells", "there is no list 'modells'. Did you mean 'methods'? Lists: methods, metrics, analyses, runs."),
+    "list": (
+        "ls modells",
+        "there is no list 'modells'. Did you mean 'methods'? Lists: methods, metrics, analyses, runs.",
+    ),
     "report of nothing": ("report", "no run was named.\nName one or more run folders: lethe report runs/a runs/b"),
     "report of a missing run": ("report nowhere", f"there is no run folder at nowhere.\n{NO_RUN}"),
     "report of a model": (
