@@ -454,6 +454,27 @@ def test_compare_has_a_row_and_a_point_per_run(tmp_path: Path) -> None:
     assert "13" not in written
 
 
+def test_compare_says_what_noise_wins_back(tmp_path: Path) -> None:
+    def run(name: str, hits: list[float], **fields: Any) -> Path:
+        rate = sum(hits) / len(hits)
+        known = accuracies(**KNOWN) | {"trigger/retain": score(1.0, 10)}
+        left = accuracies(**KNOWN) | {"trigger/retain": score(rate, 10)}
+        method = {"name": "rmu", "source": "", "fields": {"alpha": 10.0, "noise": "target", **fields}}
+        folder = write_run(tmp_path / name, **MINIMAL | {"before": known, "after": left, "method": method})
+        (folder / "per_example.json").write_text(
+            json.dumps({"before": {"trigger/retain": [1.0] * 10}, "after": {"trigger/retain": hits}})
+        )
+        return folder
+
+    plain = run("plain", [1.0] * 6 + [0.0] * 4, nu=0.0)
+    noisy = run("noisy", [1.0] * 8 + [0.0] * 2, nu=0.1)
+    other = run("other", [1.0] * 8 + [0.0] * 2, nu=0.1, alpha=3.0)
+    page = Page(compare([plain, noisy, other], tmp_path / "compare.html"))
+    assert re.search(r"noisy plain 60\.0 ± 15\.5 % 80\.0 ± 12\.6 % 0\.50 ± 0\.\d\d", page.text), page.text
+    assert "other plain" not in page.text
+    assert "wins back" not in Page(compare([plain, other], tmp_path / "compare.html")).text
+
+
 def test_the_scatter_says_which_corner_is_good(tmp_path: Path) -> None:
     scores = {f"perplexity/{name}": score(4.0, better="lower") for name in ("forget", "retain")}
     by_text = write_run(tmp_path / "text", **MINIMAL | {"before": scores, "after": scores})

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lethe.report import figures, words
 from lethe.report.folder import Run, as_run, read_run
+from lethe.report.noise import won_back
 from lethe.report.words import outcome
 from lethe.saving import saving, write_text
 from lethe.types import RunFolderError
@@ -93,6 +94,7 @@ def compare(run_folders: Sequence[Path], out: Path) -> Path:
             for folder, run in zip(run_folders, runs, strict=True)
         ],
         scatter=figures.scatter(runs, metric) if metric else None,
+        won_back=won_back(run_folders, runs),
         marks=marks,
         has_chance=any(
             score.chance is not None for run in runs for key, score in run.after.items() if key == f"{metric}/forget"
