@@ -36,7 +36,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, as_json: Json = False) ->
         out: Run folder.
         seed: Seed of directions and of the order of rows.
     """
-    method, run = _defaults("adaptive-rmu", BUILTIN)
+    method, run = defaults("adaptive-rmu", BUILTIN)
     _unlearn(
         method,
         dataclasses.replace(run, out=out, seed=seed),
@@ -61,7 +61,7 @@ def unlearn(argv: list[str]) -> None:
     if argv[0].endswith((".yaml", ".yml")):
         method, run = configs.read_config(Path(argv[0]))
     else:
-        method, run = _defaults(argv[0], _model_in(argv))
+        method, run = defaults(argv[0], model_in(argv))
     flags = dataclasses.make_dataclass(
         "Unlearn",
         [
@@ -98,6 +98,11 @@ def evaluate(
     scoring: Literal["letter", "cloze"] | None = None,
     split: Literal["dev", "test", "all"] | None = None,
     limit: int | None = None,
+    samples: int | None = None,
+    free_running: bool = False,
+    refusals: Path | None = None,
+    encoder: Path | None = None,
+    keywords: tuple[str, ...] = (),
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     as_json: Json = False,
@@ -114,6 +119,11 @@ def evaluate(
         scoring: letter or cloze.
         split: dev, test or all of the built-in questions.
         limit: At most this many questions of each set.
+        samples: Sampled answers to each question, at temperature 1; by default one greedy answer.
+        free_running: Rank gold tokens along the model's own answer instead of teacher-forced.
+        refusals: Wanted refusals, one a line.
+        encoder: Folder of a sentence encoder for refusal quality.
+        keywords: Forget keywords that the trigger metric puts into questions.
         device: cpu, cuda, mps or auto.
         dtype: Number type of the weights.
     """
@@ -123,7 +133,8 @@ def evaluate(
     given = {
         "forget": forget or None, "retain": retain, "forget_questions": forget_questions,
         "adjacent_questions": adjacent_questions, "retain_questions": retain_questions,
-        "scoring": scoring, "split": split, "limit": limit, "device": device, "dtype": dtype,
+        "scoring": scoring, "split": split, "limit": limit, "device": device, "dtype": dtype, "samples": samples,
+        "free_running": free_running or None, "refusals": refusals, "encoder": encoder, "keywords": keywords or None,
     }  # fmt: skip
     with tables.Bars(NOTES) as progress, explaining_memory(f"with {target} loaded whole.\nPass --dtype bfloat16."):
         found = measure_target(target, {k: v for k, v in given.items() if v is not None}, progress)
@@ -341,7 +352,7 @@ def examples(*names: str) -> None:
             RESULT.print(f"  {line}")
 
 
-def _defaults(method: str, model: str) -> tuple[SteeringMethod, RunConfig]:
+def defaults(method: str, model: str) -> tuple[SteeringMethod, RunConfig]:
     kind = configs.method_class(method)
     if model != BUILTIN:
         return kind(), RunConfig(model=model, **kind.settings)
@@ -359,7 +370,7 @@ def _searched(run: RunConfig) -> RunConfig:
     return dataclasses.replace(run, layer=max(chosen), train_layers=tuple(sorted(chosen)))
 
 
-def _model_in(argv: list[str]) -> str:
+def model_in(argv: list[str]) -> str:
     """The value of --model, needed before parsing: the defaults depend on it."""
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
         if flag == "--model":
