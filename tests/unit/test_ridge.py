@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lethe import ridge
 from lethe.corpora import Schedule
 from lethe.decoder import trainable_names
 from lethe.losses import masked_mse
@@ -204,9 +205,18 @@ def shift_problem(tokens: Sequence[int], dtype: torch.dtype = torch.float64) -> 
     return rows, [r.to(dtype) for r in shifts], terms
 
 
+@pytest.fixture(params=["factorised", "conjugate gradients"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "conjugate gradients":
+        monkeypatch.setattr(ridge, "DIRECT", 0)
+        monkeypatch.setattr(ridge, "CHUNK_BYTES", 1000)
+    return request.param
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("tokens", [(25,), (25, 13, 40)])
 @pytest.mark.parametrize(("alpha", "lam"), [(1.0, 1e-3), (20.0, 0.1), (0.0, 1e-2), (1.0, 0.0)])
-def test_conjugate_gradients_find_what_cholesky_finds(tokens: tuple[int, ...], alpha: float, lam: float) -> None:
+def test_a_shift_is_solved_as_any_other_target(tokens: tuple[int, ...], alpha: float, lam: float) -> None:
     rows, shifts, terms = shift_problem(tokens)
 
     found = solve_shift(rows, shifts, alpha=alpha, lam=lam, tolerance=1e-12)
@@ -218,18 +228,20 @@ def test_conjugate_gradients_find_what_cholesky_finds(tokens: tuple[int, ...], a
     assert torch.linalg.matrix_rank(found.delta) == len(tokens)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
 def test_rows_of_less_precision_are_solved_in_fp32(dtype: torch.dtype, near: float) -> None:
     rows, shifts, terms = shift_problem((25,), dtype)
 
-    found = solve_shift(rows, shifts, alpha=1.0, lam=1e-2)
+    found = solve_shift(rows, shifts, alpha=1.0, lam=1e-2, tolerance=1e-5)
 
     expected = solve(terms, [sums(rows.retain.double())], alpha=1.0, lam=1e-2).delta
     assert found.delta.dtype == torch.float32
     assert (found.delta - expected).norm() < near * expected.norm()
 
 
-def test_conjugate_gradients_without_retain_tokens() -> None:
+@pytest.mark.usefixtures("way")
+def test_a_shift_without_retain_tokens() -> None:
     rows, shifts, terms = shift_problem((25,))
     rows = replace(rows, retain=rows.retain[:0])
 
@@ -241,7 +253,7 @@ def test_conjugate_gradients_without_retain_tokens() -> None:
         solve_shift(rows, shifts, alpha=1.0, lam=1e-2)
 
 
-def test_an_infinite_lam_leaves_the_matrix_as_it_was_by_conjugate_gradients() -> None:
+def test_an_infinite_lam_leaves_a_shift_undone() -> None:
     rows, shifts, _ = shift_problem((25,))
 
     found = solve_shift(rows, shifts, alpha=1.0, lam=math.inf)
@@ -250,11 +262,34 @@ def test_an_infinite_lam_leaves_the_matrix_as_it_was_by_conjugate_gradients() ->
     assert found.objective == pytest.approx(found.before)
 
 
-def test_too_few_steps_are_an_error() -> None:
+def test_too_few_steps_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ridge, "DIRECT", 0)
     rows, shifts, _ = shift_problem((25,))
 
     with pytest.raises(InvalidValueError, match=r"(?s)lam 0.0001 left .* after 2 steps.\nSet --lam higher"):
         solve_shift(rows, shifts, alpha=1.0, lam=1e-4, max_steps=2)
+
+
+def test_a_shift_that_few_tokens_do_not_determine_is_refused_with_lam_0() -> None:
+    rows, shifts, _ = shift_problem((12,))
+
+    with pytest.raises(InvalidValueError, match="singular with lam 0: 12 tokens"):
+        solve_shift(rows, shifts, alpha=0.0, lam=0.0)
+
+
+def test_a_sample_of_the_rows_saves_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    mixed = torch.randn(1200, 40, generator=draw, dtype=torch.float64)
+    shared = torch.randn(40, 300, generator=draw, dtype=torch.float64)
+    x = mixed @ shared + torch.randn(1200, 300, generator=draw, dtype=torch.float64)
+    rows, shift = Rows(forget=(x[:60] + shared[0],), retain=x[60:]), torch.ones(WIDTH)
+    monkeypatch.setattr(ridge, "DIRECT", 0)
+
+    solve_shift(rows, [shift], alpha=1.0, lam=1e-3, max_steps=55)
+
+    monkeypatch.setattr(ridge, "SAMPLE", 1)
+    with pytest.raises(InvalidValueError, match="after 65 steps"):
+        solve_shift(rows, [shift], alpha=1.0, lam=1e-3, max_steps=65)
 
 
 # --- on a model
