@@ -115,10 +115,6 @@ def timed(work: Callable[[], Result]) -> tuple[float, Result]:
     return time.perf_counter() - started, result
 
 
-def median_of(times: Sequence[float]) -> float:
-    return statistics.median(times)
-
-
 def report(name: str, recipe: float, ours: float, target: int) -> None:
     verdict = "" if target == 0 else f"  (target {target}x)"
     print(f"{name}: {ours:.3g} s against {recipe:.4g} s: {recipe / ours:.0f}x{verdict}")
@@ -146,9 +142,9 @@ def compare(size: Size, *, whole: bool, repeats: int, timed_steps: int = 12) -> 
             once, _ = timed(lambda: Pooled(epochs=1).fit(problem.matrix, x, y, rng()))
             twice, fit = timed(lambda: Pooled(epochs=2).fit(problem.matrix, x, y, rng()))
             times.append((twice - once) / timed_steps)
-        recipe = median_of(times[1:]) * size.steps
+        recipe = statistics.median(times[1:]) * size.steps
         print(
-            f"AdamW: {median_of(times[1:]):.3f} s a step ({min(times[1:]):.3f}-{max(times[1:]):.3f}); {size.steps} "
+            f"AdamW: {statistics.median(times[1:]):.3f} s a step ({min(times[1:]):.3f}-{max(times[1:]):.3f}); {size.steps} "
             f"steps would take {recipe:.0f} s: EXTRAPOLATED from {timed_steps} steps a round"
         )
         reached = [problem.mean_of(fit.delta, problem.general)]
@@ -167,16 +163,18 @@ def compare(size: Size, *, whole: bool, repeats: int, timed_steps: int = 12) -> 
         solving.append(seconds)
         general, ours = found.delta, problem.mean(found.forget_loss, found.retain_loss)
         del found, forget, retain
-    print(f"objective, general target: AdamW {reached[0]:.5f}, closed form {ours:.5f}", end="")
+    print(
+        f"objective, general target: AdamW{'' if whole else ' so far'} {reached[0]:.5f}, closed form {ours:.5f}", end=""
+    )
     print(f" (from the rows {problem.mean_of(general, problem.general):.5f})")
-    report("general target", recipe, median_of(gather) + median_of(solving), GENERAL_TARGET)
+    report("general target", recipe, statistics.median(gather) + statistics.median(solving), GENERAL_TARGET)
     del general
     rate = product_rate(problem.x, repeats)
     panels = size.p * (size.p + PANEL)
     needed = {
-        "accumulation": (size.rows * panels + 4 * problem.forget_rows * size.p * size.d, median_of(gather)),
+        "accumulation": (size.rows * panels + 4 * problem.forget_rows * size.p * size.d, statistics.median(gather)),
         # Cholesky, two triangular solves, one product for each of the two losses.
-        "solve": (size.p**3 / 3 + 2 * size.p**2 * size.d + 4 * size.p**2 * size.d, median_of(solving)),
+        "solve": (size.p**3 / 3 + 2 * size.p**2 * size.d + 4 * size.p**2 * size.d, statistics.median(solving)),
     }
     for name, (flops, seconds) in needed.items():
         print(
@@ -195,17 +193,17 @@ def compare(size: Size, *, whole: bool, repeats: int, timed_steps: int = 12) -> 
     else:
         before = problem.share * problem.shift.square().mean().item()
         print(f"objective, one shift: closed form {shift_mean:.5f} (before: {before:.5f})")
-    report("LUNAR's shift", recipe, median_of(times[1:]), LUNAR_TARGET)
+    report("LUNAR's shift", recipe, statistics.median(times[1:]), LUNAR_TARGET)
     v = torch.randn(size.p, 1, generator=rng())
-    once = median_of([timed(lambda: problem.x.T @ (problem.x @ v))[0] for _ in range(3)])
-    print(f"  as long as {median_of(times[1:]) / once:.0f} plain products X^T (X v), of {once:.3g} s each")
+    once = statistics.median([timed(lambda: problem.x.T @ (problem.x @ v))[0] for _ in range(3)])
+    print(f"  as long as {statistics.median(times[1:]) / once:.0f} plain products X^T (X v), of {once:.3g} s each")
 
 
 def product_rate(x: Tensor, repeats: int) -> float:
-    """FLOP/s of the plain product whose FLOPs equal those of accumulating half of the rows, both triangles."""
-    half = x[: len(x) // 4]
-    times = [timed(lambda: half.T @ half)[0] for _ in range(repeats + 1)]
-    return 2 * len(half) * x.shape[1] ** 2 / median_of(times[1:])
+    """FLOP/s of a plain product X^T X; of a quarter of the rows, to save time."""
+    part = x[: len(x) // 4]
+    times = [timed(lambda: part.T @ part)[0] for _ in range(repeats + 1)]
+    return 2 * len(part) * x.shape[1] ** 2 / statistics.median(times[1:])
 
 
 def builtin(repeats: int) -> None:
@@ -252,14 +250,14 @@ def compare_builtin(
         sums.add(x)
         sums.moments()
 
-    gather = median_of([timed(accumulate)[0] for _ in range(repeats + 1)][1:])
+    gather = statistics.median([timed(accumulate)[0] for _ in range(repeats + 1)][1:])
     times = []
     for _ in range(repeats + 1):
         seconds, found = timed(lambda: solve([term], [kept], alpha=alpha, lam=LAM))
         times.append(seconds)
     ours = share * (found.forget_loss + alpha * found.retain_loss)
     print(f"{name}, {len(x)} rows: AdamW reaches {trained:.4f}, the closed form {ours:.4f}")
-    report(f"{name}, sums and Cholesky", recipe, gather + median_of(times[1:]), GENERAL_TARGET)
+    report(f"{name}, sums and Cholesky", recipe, gather + statistics.median(times[1:]), GENERAL_TARGET)
     if isinstance(method, LUNAR):
         rows = Rows(
             forget=(torch.cat([matrix_inputs(layers, batch)[0] for batch in topic.batches]),),
@@ -271,7 +269,7 @@ def compare_builtin(
             times.append(seconds)
         ours = share * (found.forget_loss + alpha * found.retain_loss)
         print(f"{name}, one right-hand side: the closed form reaches {ours:.4f}")
-        report(f"{name}, one right-hand side", recipe, median_of(times[1:]), target)
+        report(f"{name}, one right-hand side", recipe, statistics.median(times[1:]), target)
 
 
 def main(small: bool = False, threads: int = 2, repeats: int = 3) -> None:

@@ -27,7 +27,7 @@ def test_the_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(ours) >= 8
     for command in ours:
         # The demo trains as it does for everybody; the other runs are cut short, they only have to work.
-        few = ["--steps", "4", "--limit", "4"] if command[0] == "unlearn" else []
+        few = ["--steps", "4", "--limit", "4"] if command[0] in ("unlearn", "sweep") else []
         few = ["--limit", "4"] if command[0] == "eval" else few
         with pytest.raises(SystemExit) as end:
             main([*command, *few])

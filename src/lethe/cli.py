@@ -7,7 +7,7 @@ from typing import NoReturn
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from lethe import command_analyze, commands, tables
+from lethe import command_analyze, command_files, command_sweep, commands, tables
 from lethe import config as configs
 from lethe.commands import NOTES, RESULT
 from lethe.types import LetheError, UnknownNameError
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         NOTES.print(Text.assemble(("lethe: error:", "bold red"), f" {error}"))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        resume = argv[0] in ("demo", "unlearn")
+        resume = argv[0] in ("demo", "sweep", "unlearn")
         NOTES.print("lethe: interrupted." + " The same command goes on from the last checkpoint." * resume)
         sys.exit(1)
     except BrokenPipeError:
@@ -35,8 +35,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": commands.demo, "unlearn": commands.unlearn, "layers": commands.layers, "withdraw": commands.withdraw,
-    "eval": commands.evaluate, "analyze": command_analyze.analyze, "check": commands.check, "ls": commands.ls,
-    "report": commands.report, "export": commands.export, "apply": commands.apply, "revert": commands.revert, "diff": commands.diff,
+    "eval": commands.evaluate, "sweep": command_sweep.sweep, "analyze": command_analyze.analyze,
+    "check": commands.check, "ls": commands.ls,
+    "report": command_files.report, "export": command_files.export,
+    "apply": command_files.apply, "revert": command_files.revert, "diff": command_files.diff,
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def _dispatch(argv: list[str]) -> None:
     if command not in COMMANDS:
         hint = configs.nearest(command, COMMANDS, cutoff=0.4)
         raise UnknownNameError(f"there is no command '{command}'.{hint}\nCommands: {', '.join(COMMANDS)}.")
-    if command in ("analyze", "unlearn"):
+    if command in ("analyze", "sweep", "unlearn"):
         # What follows decides which settings there are.
         COMMANDS[command](argv[1:])
     else:

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from lethe import config as configs
 from lethe import moments, pooled, requests, ridge
 from lethe.config import RunConfig
 from lethe.moments import Moments
@@ -15,6 +16,7 @@ from lethe.progress import Progress
 from lethe.protocols import Shift, SteeringMethod
 from lethe.requests import Request, Sums
 from lethe.ridge import Solution, Term
+from lethe.sharing import Sharing
 from lethe.slice import LayerSlice
 from lethe.types import Batch, InvalidValueError, Topic, UsageError
 
@@ -71,19 +73,25 @@ def solve(
     Raises: UnknownModuleError if a layer's output is not linear in its matrix; InvalidValueError for a lambda of 0
     with a singular problem; UsageError if the earlier requests edit other matrices.
     """
+    sharing = sharing or Sharing()
     slices = list(slices)
     requests.check_fit(earlier, config.out.name, [name for layers in slices for name in layers.trained])
     progress.phase(f"solve ({config.solver})", len(slices))
     values, facts, sums = {}, [], {}
     for layers in slices:
         rng = torch.Generator().manual_seed(config.seed)
-        moments.check_linear(layers, topics[0].batches[0])
         (name,) = layers.trained
+        sharing.once("linear", name, lambda layers=layers: moments.check_linear(layers, topics[0].batches[0]))
         if config.solver == "pooled":
             delta, found = _pooled(method, layers, topics, retain, rng)
         elif config.keep_sums or not isinstance(method, Shift):
             started = time.perf_counter()
-            sums[name] = _sums(method, layers, topics, retain, rng, hold_out=config.lam is None)
+            hold_out = config.lam is None
+            sums[name] = sharing.once(
+                f"sums {len(sums)}",
+                (configs.of_corpora(config), name, hold_out, _without_weights(method)),
+                lambda layers=layers, rng=rng, held=hold_out: _sums(method, layers, topics, retain, rng, hold_out=held),
+            )
             seconds = time.perf_counter() - started
             request = Request(
                 name=config.out.name, coefficient=getattr(method, method.coefficient), sums={name: sums[name]}
@@ -161,6 +169,11 @@ def _whole(sums: Sums) -> Sums:
         forget={topic: part + held[topic] if topic in held else part for topic, part in sums.forget.items()},
         retain=sums.retain + sums.held_retain,
     )
+
+
+def _without_weights(method: SteeringMethod) -> SteeringMethod:
+    """The method as its sums know it: they serve every coefficient and every weight of the retain loss."""
+    return replace(method, **{method.coefficient: 1.0, "alpha": 0.0})
 
 
 def _sums(

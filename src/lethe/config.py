@@ -223,6 +223,15 @@ def as_run(method: SteeringMethod, config: RunConfig) -> SteeringMethod:
     return method.as_published() if config.as_published else method
 
 
+def of_corpora(config: RunConfig) -> RunConfig:
+    """The same for all runs that read the same rows of the same corpora in the same order."""
+    return replace(
+        config,
+        **{"layer": 0, "train_layers": (), "layers_from": None, "train_modules": (), "lr": 1.0},
+        **{"lam": None, "keep_sums": True, "on": None, "withdraw": None, "evaluate": "all", "out": Path()},
+    )
+
+
 def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """` Did you mean 'x'?`, or nothing if no known name is as near as `cutoff`, in [0, 1]."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)

@@ -133,7 +133,7 @@ def _train(
     progress: Progress,
     sharing: Sharing,
 ) -> Edit:
-    plan = sharing.once("plan", configs.of_corpora(config), lambda: _plan(config, material, tokenizer))
+    plan = sharing.once("plan", configs.of_corpora(config), lambda: schedule(config, material, tokenizer))
     layers = sources.load_slice(config, device, dtype, _below(earlier_patch(config), config.layer), sharing)
     sharing.once(
         "check", (layers.start_at_layer, layers.stop_at_layer, *layers.trained), lambda: layers.check(plan.at(0)[1])
@@ -193,7 +193,11 @@ def _train(
     )
 
 
-def _plan(config: RunConfig, material: Material, tokenizer: PreTrainedTokenizerBase) -> Schedule:
+def schedule(config: RunConfig, material: Material, tokenizer: PreTrainedTokenizerBase) -> Schedule:
+    """The batches of a gradient run.
+
+    Raises: CorpusError.
+    """
     if material.asked is not None:
         return sources.prompt_schedule(config, material.asked, tokenizer)
     return sources.training_schedule(config, material.forget, material.retain, tokenizer)

@@ -17,6 +17,7 @@ from lethe.progress import Progress
 from lethe.protocols import Combination, Metric, Subject, discover
 from lethe.refusals import is_refusal
 from lethe.scoring import generate
+from lethe.sharing import Sharing
 from lethe.types import EvalSet, Question, Scores, UsageError
 from lethe.weights import load_model, load_tokenizer, model_folder
 
@@ -64,13 +65,17 @@ def compare(
     *,
     show_forget: bool,
     start: Patch | None = None,
+    first: int = 0,
+    sharing: Sharing | None = None,
 ) -> Comparison:
     """Measure a model, apply the patch to it in memory, measure it again.
 
-    With `start` the model is measured with that patch first: what an earlier request left.
+    With `start` the model is measured with that patch first: what an earlier request left. `first` is the first layer
+    that the patch changes.
 
     Answers to forget questions are sampled with `show_forget` only.
     """
+    shared = sharing or Sharing()
     shown = [
         (data.name, question)
         for data in sets
@@ -82,13 +87,18 @@ def compare(
         prompts = [question.prompt for _, question in shown]
         return [answer.strip() for answer in generate(subject, prompts, [24] * len(prompts))]
 
+    def read(edit: Patch | None) -> tuple[dict[str, Scores], list[str]]:
+        originals = edit.apply_in_memory(model) if edit else {}
+        try:
+            subject = Subject(model=model, tokenizer=tokenizer, originals=originals)
+            with shared.reading(model, first if edit else None):
+                return measure(subject, sets, progress), answers(subject)
+        finally:
+            restore(model, originals)
+
     progress.phase("measure before and after", 2 * len(sets))
-    originals = start.apply_in_memory(model) if start else {}
-    subject = Subject(model=model, tokenizer=tokenizer, originals=originals)
-    before, said = measure(subject, sets, progress), answers(subject)
-    restore(model, originals)
-    subject = Subject(model=model, tokenizer=tokenizer, originals=patch.apply_in_memory(model))
-    after, says = measure(subject, sets, progress), answers(subject)
+    before, said = shared.once("before", (tuple(sets), show_forget), lambda: read(start))
+    after, says = read(patch)
     samples = tuple(
         {"set": name, "prompt": question.prompt, "gold": question.answer, "before": earlier, "after": now}
         for (name, question), earlier, now in zip(shown, said, says, strict=True)

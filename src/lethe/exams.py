@@ -5,13 +5,15 @@ No message of this module quotes a question or an answer: it names the file and 
 
 import csv
 import io
+import itertools
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lethe.questions import LETTERS, render_letter
@@ -30,8 +32,9 @@ LONGEST_CELL = 10_000_000
 WRITTEN_OUT = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity", "wmdp_chem": "chemistry"}
 """Subjects whose name in the harness's description differs from that of their file."""
 
+ROLES = ("user", "assistant")
+
 Scoring = Literal["letter", "cloze"]
-Kind = TypeVar("Kind", bound=Question)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +138,8 @@ def render(
 ) -> tuple[str, tuple[str, ...]]:
     """What the model reads, and what may follow: the letters, or with cloze scoring each choice's text.
 
-    With the tokenizer of a chat model the description is the system message, everything else one message of the user,
-    and nothing stands before the answer; where a template has no system message the description is left out.
+    With the tokenizer of a chat model the description is the system message, each example a turn of its own, and no
+    space stands before the answer; where a template has no system message the description is left out.
 
     Raises: QuestionError if the subject has fewer examples than `shots`; UsageError without a chat template.
     Source: lm-evaluation-harness 0.4.13, tasks wmdp and mmlu (letter), mmlu_continuation (cloze).
@@ -147,25 +150,24 @@ def render(
             f"subject '{question.topic}' has {len(examples)} solved examples, where {shots} are asked for.\n"
             "Put a file with more of them beside the questions (dev/SUBJECT_dev.csv), or ask for fewer shots."
         )
-    solved = "".join(
-        f"{_text(one, scoring)} {_answers(one, scoring)[one.gold]}\n\n" for one in examples[:shots]
-    )
-    said, above = solved + _text(question, scoring), description(question.topic, scoring)
-    answers = _answers(question, scoring)
-    if chat is None:
-        return above + said, tuple(f" {answer}" for answer in answers)
-    return _chat(chat, above, said), answers
+    turns = [(_text(one, scoring), _answers(one, scoring)[one.gold]) for one in examples[:shots]]
+    above, asked, answers = description(question.topic, scoring), _text(question, scoring), _answers(question, scoring)
+    if chat is not None:
+        return _conversation(chat, above, turns, asked), answers
+    solved = "".join(f"{text} {answer}\n\n" for text, answer in turns)
+    return above + solved + asked, tuple(f" {answer}" for answer in answers)
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, system: str, user: str) -> str:
+def _conversation(tokenizer: PreTrainedTokenizerBase, above: str, turns: Sequence[tuple[str, str]], asked: str) -> str:
     if not tokenizer.chat_template:
         raise UsageError("the tokenizer has no chat template.\nScore the model without one, or give a chat model.")
-    messages = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": user}]
-    settings = {"tokenize": False, "add_generation_prompt": True, "continue_final_message": False}
+    said = [{"role": role, "content": text} for turn in turns for role, text in zip(ROLES, turn, strict=True)]
+    system = [{"role": "system", "content": above}] * bool(above)
+    said.append({"role": ROLES[0], "content": asked})
     try:
-        return str(tokenizer.apply_chat_template(messages, **settings))
+        return str(tokenizer.apply_chat_template(system + said, tokenize=False, add_generation_prompt=True))
     except jinja2.exceptions.TemplateError:
-        return str(tokenizer.apply_chat_template(messages[-1:], **settings))
+        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
 
 
 def _text(question: Question, scoring: Scoring) -> str:
@@ -210,8 +212,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     if suffix in SUFFIXES:
         return json_rows(path, decoded(path, QuestionError), QuestionError)
     raise QuestionError(
-        f"{path}: no exam is read from {path.suffix or 'a file without suffix'}.\n"
-        f"Give a file of {', '.join(SUFFIXES)}."
+        f"{path}: no exam is read from {path.suffix or 'a file without suffix'}.\nGive a file of {', '.join(SUFFIXES)}."
     )
 
 
@@ -234,22 +235,111 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row by the header's names; where the first row is a question, by MMLU's own order."""
     csv.field_size_limit(LONGEST_CELL)
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
-    names: list[str] = []
+    reader = (row for row in csv.reader(io.StringIO(content, newline=""), strict=True) if row)
     number = 0
     try:
-        for number, cells in enumerate((row for row in reader if row), start=1):
-            if not names:
-                names = _header(cells)
-                if cells == names:
-                    continue
-            has_header = not names[0].startswith("\0")
-            where = f"{path}, row {number - has_header}"
+        first = next(reader, [])
+        named = any(_bare(cell) in QUESTION for cell in first)
+        names = first if named else ["question", *(f"choice{index}" for index in range(len(first) - 2)), "answer"]
+        for number, cells in enumerate(reader if named else itertools.chain([first] * bool(first), reader), start=1):
+            where = f"{path}, row {number}"
             if len(cells) != len(names):
                 raise QuestionError(
-                    f"{where}: {len(cells)} cells, where the first row has {len(names)}.\n"
+                    f"{where}: {len(cells)} cells, where the first row has {len(first)}.\n"
                     "Put cells with commas in quotes."
                 )
-            yield where, dict(zip([name.removeprefix("\0") for name in names], cells, strict=True))
+            row: dict[str, Any] = dict(zip(names, cells, strict=True))
+            yield where, {name: int(cell) if _is_index(name, cell) else cell for name, cell in row.items()}
     except csv.Error as error:
         raise QuestionError(f"{path}, row {number + 1}: not CSV ({error}).\nWrite the file again.") from None
+
+
+def _is_index(name: str, cell: str) -> bool:
+    return _bare(name) in ANSWER and re.fullmatch(r"\s*-?\d+\s*", cell) is not None
+
+
+def _bare(name: str) -> str:
+    return name.strip().lower()
+
+
+def _question(where: str, row: Any, subject: str) -> ExamQuestion:
+    if not isinstance(row, dict):
+        raise QuestionError(
+            f"{where}: {type(row).__name__} found, where an object with question, choices and answer must stand."
+        )
+    row = {_bare(str(name)): value for name, value in row.items()}
+    prompt, answer = (_column(where, row, names) for names in (QUESTION, ANSWER))
+    choices = _choices(where, row)
+    named = next((row[name] for name in SUBJECT if row.get(name)), subject)
+    gold = _gold(where, answer, choices)
+    return ExamQuestion(
+        prompt=_filled(where, "the question", prompt),
+        choices=choices,
+        answer=choices[gold],
+        gold=gold,
+        topic=_filled(where, "the subject", named),
+    )
+
+
+def _column(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
+    for name in names:
+        if name in row:
+            return row[name]
+    raise QuestionError(
+        f"{where}: no '{names[0]}'; {field_names(row, 'columns')}.\nName the column so (or {', '.join(names[1:])})."
+    )
+
+
+def _filled(where: str, what: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise QuestionError(f"{where}: {what} holds {type(value).__name__}, not a text.\nMake it a string.")
+    if not value.strip():
+        raise QuestionError(f"{where}: {what} is empty.\nFill it in, or remove the row.")
+    return value
+
+
+def _choices(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    values = next((row[name] for name in CHOICES if name in row), None)
+    if values is None:
+        numbered = {int(name[6:]): value for name, value in row.items() if re.fullmatch(r"choice\d+", name)}
+        lettered = [row[letter.lower()] for letter in LETTERS[: len(row)] if letter.lower() in row]
+        values = [numbered[number] for number in sorted(numbered)] or lettered
+        if not values:
+            raise QuestionError(
+                f"{where}: no 'choices'; {field_names(row, 'columns')}.\n"
+                "Name the column so (or options), or give one column a choice: choice0, choice1, ... or A, B, ..."
+            )
+    if not isinstance(values, list):
+        raise QuestionError(f"{where}: choices holds {type(values).__name__}, not a list of texts.\nMake it a list.")
+    if not 2 <= len(values) <= len(LETTERS):
+        raise QuestionError(
+            f"{where}: {len(values)} choice{'s' * (len(values) != 1)} found, where 2 to {len(LETTERS)} must stand.\n"
+            "Add the wrong options, or remove the row."
+        )
+    return tuple(_filled(where, f"choice {number}", value) for number, value in enumerate(values))
+
+
+def _gold(where: str, answer: Any, choices: Sequence[str]) -> int:
+    """The right choice by its 0-based index, its letter or its text."""
+    last = LETTERS[len(choices) - 1]
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        if 0 <= answer < len(choices):
+            return answer
+        raise QuestionError(
+            f"{where}: answer {answer} is no index of {len(choices)} choices; the first has index 0.\n"
+            f"Give 0 to {len(choices) - 1}, or the letter A to {last}."
+        )
+    said = _filled(where, "the answer", answer).strip()
+    letters = {number for number, letter in enumerate(LETTERS[: len(choices)]) if letter == said}
+    texts = {number for number, choice in enumerate(choices) if choice.strip() == said}
+    if len(found := letters & texts or letters | texts) == 1:
+        return found.pop()
+    if found:
+        raise QuestionError(
+            f"{where}: the answer is meant by choices {' and '.join(map(str, sorted(found)))}.\n"
+            "Give the 0-based index instead."
+        )
+    raise QuestionError(
+        f"{where}: the answer is not among the {len(choices)} choices.\n"
+        f"Give the choice's own text, its letter A to {last}, or its 0-based index."
+    )

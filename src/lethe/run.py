@@ -21,8 +21,9 @@ from lethe.layer_search import LayerSearch
 from lethe.patch import Patch
 from lethe.progress import Progress
 from lethe.protocols import SteeringMethod, Subject
+from lethe.sharing import Sharing
 from lethe.types import RUN_FORMAT, HistoryRow, RunFolderError, Scores
-from lethe.weights import checkpoint_files, load_model, load_tokenizer, model_folder
+from lethe.weights import checkpoint_files, load_tokenizer, model_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +40,21 @@ class Result:
 
 
 def unlearn(
-    method: SteeringMethod, config: RunConfig, *, command: str = "", progress: Progress | None = None
+    method: SteeringMethod,
+    config: RunConfig,
+    *,
+    command: str = "",
+    progress: Progress | None = None,
+    sharing: Sharing | None = None,
 ) -> Result:
     """Unlearn the forget corpora and write the run folder `config.out`.
 
     An interrupted run goes on from its last checkpoint when it is called again with the same method and config, and
-    ends with the same bytes of patch.safetensors.
+    ends with the same bytes of patch.safetensors. What runs beside each other have in common they find in `sharing`.
 
     Raises: any error of types.py; RunFolderError for a folder that holds another run, or this one complete.
     """
-    progress = progress or Progress()
+    progress, sharing = progress or Progress(), sharing or Sharing()
     about = configs.plain(method, config)
     folder = RunFolder(config.out)
     if folder.holds(about) and folder.is_complete:
@@ -67,21 +73,27 @@ def unlearn(
             source = sources.model_source(config.model)
             dtype = sources.find_dtype(config.dtype, source, config.revision, clock.device)
             sources.check_layer(config)
-            tokenizer = load_tokenizer(source, config.revision)
+            named, rows = (source, config.revision), (method.reads, configs.of_corpora(config))
+            tokenizer = sharing.once("tokenizer", named, lambda: load_tokenizer(*named))
             start = edits.earlier_patch(config)
-            material = edits.read(method, config, tokenizer)
-            sets = evalsets.of_run(config, material.forget, material.retain, material.asked, tokenizer)
+            material = sharing.once("material", rows, lambda: edits.read(method, config, tokenizer))
+            sets = sharing.once(
+                "sets",
+                rows,
+                lambda: evalsets.of_run(config, material.forget, material.retain, material.asked, tokenizer),
+            )
         refused: float | None = None
         if material.asked is not None:
             with clock.phase("ask reference prompts"):
-                whole = load_model(source, dtype=dtype, device=str(clock.device), revision=config.revision)
-                refused = check_refusals(
-                    Subject(model=whole, tokenizer=tokenizer), material.asked.reference, evalsets.wanted(config)
+                whole = Subject(model=sources.load(config, clock.device, dtype, sharing), tokenizer=tokenizer)
+                reference = material.asked.reference
+                refused = sharing.once(
+                    "refused", rows, lambda: check_refusals(whole, reference, evalsets.wanted(config))
                 )
                 del whole
         with folder.open(about):
             with clock.phase("train"):
-                edit = edits.find(method, config, material, tokenizer, clock.device, dtype, folder, progress)
+                edit = edits.find(method, config, material, tokenizer, clock.device, dtype, folder, progress, sharing)
             clock.split("train", "record", edit.recording_seconds)
             patch = _patch(edit, start, method, config)
             patch.save(folder.patch)
@@ -94,9 +106,16 @@ def unlearn(
             found = Comparison()
             with clock.phase("evaluate"):
                 if config.evaluate == "all":
-                    model = load_model(source, dtype=dtype, device=str(clock.device), revision=config.revision)
                     found = compare(
-                        model, tokenizer, patch, sets, progress, show_forget=config.show_forget, start=start
+                        sources.load(config, clock.device, dtype, sharing),
+                        tokenizer,
+                        patch,
+                        sets,
+                        progress,
+                        show_forget=config.show_forget,
+                        start=start,
+                        first=config.trained_layers[0],
+                        sharing=sharing,
                     )
             written = _report(method, config, command, patch, folder, history, found, warnings, clock)
             written["solution"] = list(facts)

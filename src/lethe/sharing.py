@@ -18,7 +18,9 @@ class Sharing:
         """What `find` returns; a run with the same key may be given what was found for another."""
         return find()
 
-    def model(self, key: Hashable, layers: int | None, load: Callable[[int | None], PreTrainedModel]) -> PreTrainedModel:
+    def model(
+        self, key: Hashable, layers: int | None, load: Callable[[int | None], PreTrainedModel]
+    ) -> PreTrainedModel:
         """A model of at least so many layers (None: all of it), with the untouched weights of its checkpoint."""
         return load(layers)
 
@@ -27,6 +29,6 @@ class Sharing:
         return LayerSlice(model, start, stop, train)
 
     @contextmanager
-    def reading(self, model: PreTrainedModel, first: int) -> Iterator[None]:
-        """While metrics read a model whose layers below `first` are untouched."""
+    def reading(self, model: PreTrainedModel, first: int | None) -> Iterator[None]:
+        """While metrics read a model whose layers below `first` are untouched, or all of them."""
         yield

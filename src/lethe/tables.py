@@ -43,6 +43,10 @@ EXAMPLES: dict[str, list[str]] = {
         "lethe unlearn rmu --model builtin --nu 10 --out runs/d",
         "lethe unlearn runs/a/config.yaml --seed 1 --out runs/a1",
     ],
+    "sweep": [
+        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --seeds 0 1 2 --out runs/sweep",
+        "lethe sweep rmu --model ./my-model --forget a.jsonl --retain r.txt --grid layer=7,11 steering_coeff=20,50",
+    ],
     "layers": ["lethe layers builtin", "lethe layers ./my-model --forget q.jsonl --retain r.jsonl --out layers.json"],
     "withdraw": ["lethe withdraw runs/b a --out runs/b-without-a"],
     "eval": [

@@ -229,7 +229,7 @@ def test_a_shift_is_solved_as_any_other_target(tokens: tuple[int, ...], alpha: f
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
 def test_rows_of_less_precision_are_solved_in_fp32(dtype: torch.dtype, near: float) -> None:
     rows, shifts, terms = shift_problem((25,), dtype)
 

@@ -61,7 +61,9 @@ def pareto(lines: Sequence[Line], base: tuple[Number, Number], spoken: str, chan
                 zorder=3 if chosen else 2,
                 label="chosen" if chosen else None,
             )
-            axes.annotate(str(line.number), (line.forget[0], line.retain[0]), (5, 4), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                str(line.number), (line.forget[0], line.retain[0]), (5, 4), textcoords="offset points", fontsize=8
+            )
         axes.plot(base[0][0], base[1][0], "o", mfc="none", mec=INK, ms=8, label="untouched")
         if chance is not None:
             axes.axvline(chance, color=INK, lw=1, ls=(0, (2, 2)), label="guessing")

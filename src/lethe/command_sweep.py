@@ -1,0 +1,91 @@
+"""The command `lethe sweep`: a grid of runs that share their work, and the one that a stated rule chooses."""
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Literal
+
+from lethe import config as configs
+from lethe import outcomes, tables
+from lethe.commands import NOTES, RESULT, Json, defaults, examples, model_in, parse, print_json
+from lethe.config import RunConfig
+from lethe.environment import explaining_memory
+from lethe.grid import parse as parse_grid
+from lethe.outcomes import KEPT
+from lethe.types import UsageError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """The sweep."""
+
+    grid: tuple[str, ...] = ()
+    """Settings of the method or the run with their values: layer=3,7,11 beta=2,3,5. Several numbers as one value are
+    joined by +: train_layers=3+4,5+6."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; each cell is run with every one."""
+    cache: Literal["auto", "ram", "disk", "none"] = "auto"
+    """Where recordings are kept while the sweep runs: in memory, in mapped files under --out, or nowhere; auto takes
+    the first of these that they fit."""
+    disk_gb: float | None = None
+    """Most disk that recordings may take, in GB; by default half of what is free."""
+    proxy: int | None = None
+    """Measure every cell on at most this many questions of each set."""
+    finalists: int = 0
+    """Measure so many of the best settings on all questions (with --proxy)."""
+    keep: float = KEPT
+    """Share of the base's retain score that a cell must keep to be chosen."""
+    calibrate: float | None = None
+    """Rank by what each edit forgets once it is mixed with the base so far that this share of the base's retain score
+    is kept."""
+
+
+def sweep(argv: list[str]) -> None:
+    """Run a grid of settings on one model, sharing what runs have in common, and choose one by a stated rule."""
+    if not argv or argv[0] in ("-h", "--help"):
+        RESULT.print("usage: lethe sweep METHOD --grid KEY=V,V,... [KEY=V,V,...] --seeds 0 1 2 --out DIR [run flags]\n")
+        RESULT.print(f"{sweep.__doc__}\n")
+        RESULT.print(tables.methods())
+        RESULT.print("All settings: lethe sweep METHOD --help")
+        examples("sweep")
+        return
+    if argv[0].startswith("-"):
+        raise UsageError(
+            f"the method comes before {argv[0]}: lethe sweep METHOD {argv[0]} ...\nSee `lethe ls methods`."
+        )
+    method, run = defaults(argv[0], model_in(argv))
+    flags = dataclasses.make_dataclass(
+        "Sweep",
+        [
+            ("sweep", _Settings, _Settings()),
+            ("method", type(method), method),
+            ("run", RunConfig, dataclasses.replace(run, out=Path("runs/sweep"))),
+            ("as_json", Json, False),
+        ],
+        frozen=True,
+    )
+    name = configs.method_name(method)
+    chosen = parse(flags, argv[1:], f"sweep {name}", f"{type(method).__doc__}\n\nSource: {method.source}")
+    from lethe.sweep import Sweep, describe
+    from lethe.sweep import sweep as run_sweep
+    from lethe.sweep_report import table, write_page
+
+    own = {field.name: getattr(chosen.sweep, field.name) for field in dataclasses.fields(_Settings)}
+    axes, floor = parse_grid(own.pop("grid"), chosen.method), own.pop("keep")
+    spec = Sweep(method=chosen.method, config=chosen.run, axes=axes, floor=floor, out=chosen.run.out, **own)
+    with (
+        tables.Bars(NOTES) as progress,
+        explaining_memory("with the whole model and its recordings.\nPass --cache disk, or a smaller --batch-size."),
+    ):
+        found = run_sweep(
+            spec,
+            command=shlex.join(["lethe", "sweep", *argv]),
+            progress=progress,
+            on_plan=lambda plan: NOTES.print(describe(plan)),
+        )
+    path = write_page(found, spec.out)
+    if chosen.as_json:
+        print_json({"folder": str(spec.out), **outcomes.as_dict(found)})
+    else:
+        RESULT.print(table(found))
+        RESULT.print(f"report: {path}")

@@ -1,0 +1,279 @@
+"""What a sweep's cells came to: their scores, means over seeds, and the one that a stated rule chooses."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lethe.config import method_name
+from lethe.grid import Cell
+from lethe.protocols import SteeringMethod
+from lethe.types import RUN_FORMAT, RunFolderError
+
+KEPT = 0.97
+"""Share of the base's retain score that a cell must keep to be chosen."""
+METRICS = ("multiple_choice", "exact_match", "perplexity")
+"""What cells are compared by: the first of these that every cell has on forget and retain."""
+SETS = ("forget", "adjacent", "retain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score with its standard error."""
+
+    value: float
+    stderr: float
+    n: int
+    """Questions or texts; of a mean over seeds, seeds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellOutcome:
+    """One run."""
+
+    name: str
+    folder: str
+    """Below the sweep's folder."""
+    settings: dict[str, Any]
+    seed: int
+    after: dict[str, Score] = field(repr=False)
+    """By set, in the metric that cells are compared by."""
+    seconds: float
+    """Of all phases of the run."""
+    mixed: dict[str, float] | None = None
+    """What calibration found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One combination of settings: means over its seeds."""
+
+    settings: dict[str, Any]
+    after: dict[str, Score]
+    """Standard errors are over seeds, or over questions where there is one seed."""
+    kept: float
+    """Share of the base's retain score that is kept; for perplexity, base over edited."""
+    seeds: tuple[int, ...]
+    is_final: bool = False
+    """Whether it was measured on all questions, as a finalist."""
+    mixed_forget: Score | None = None
+    """Forget score after calibration."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcomes:
+    """Everything that a sweep found."""
+
+    model: str
+    method: str
+    axes: dict[str, tuple[Any, ...]]
+    """Values of each setting, in the order of the grid."""
+    metric: str | None
+    """None if nothing was measured."""
+    base: dict[str, Score]
+    """The untouched model's scores by set."""
+    chance: float | None
+    """Forget score of guessing."""
+    cells: tuple[CellOutcome, ...]
+    points: tuple[Point, ...]
+    floor: float
+    tau: float | None = None
+    """Calibrated for this share of the base's retain score; None if not."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Cells that diverged, and what they said."""
+    seconds: float = 0.0
+    passes: int = 0
+    """Passes of the frozen model that recorded."""
+    served: int = 0
+    """Forwards of evaluation that started at the slice."""
+    device: str = ""
+    command: str = ""
+
+    @property
+    def rule(self) -> str:
+        """The rule of choice in words."""
+        if self.tau is not None:
+            return (
+                f"least forget {self.spoken} after each edit is mixed with the base until {100 * self.tau:g} % of the "
+                f"base's retain {self.spoken} is kept"
+            )
+        more = "highest" if self.metric == "perplexity" else "least"
+        return (
+            f"{more} forget {self.spoken} among cells that keep at least {100 * self.floor:g} % of the base's retain "
+            f"{self.spoken}; if none does, the one that keeps most"
+        )
+
+    @property
+    def chosen(self) -> Point | None:
+        """The best point by the rule; None if nothing was measured."""
+        ranked = self.ranked()
+        return ranked[0] if ranked else None
+
+    def ranked(self) -> list[Point]:
+        """Points, best first; finalists come before points that were measured on fewer questions."""
+        if self.metric is None:
+            return []
+        return sorted(self.points, key=self._rank)
+
+    def _rank(self, point: Point) -> tuple[bool, bool, float, float]:
+        sign = -1 if self.metric == "perplexity" else 1
+        if point.mixed_forget is not None:
+            return not point.is_final, False, point.mixed_forget.value, -point.kept
+        if point.kept >= self.floor:
+            return not point.is_final, False, sign * point.after["forget"].value, -point.kept
+        return not point.is_final, True, -point.kept, sign * point.after["forget"].value
+
+    @property
+    def spoken(self) -> str:
+        """The metric in words."""
+        return {"multiple_choice": "accuracy", "exact_match": "exact answers"}.get(self.metric or "", self.metric or "")
+
+
+def read(method: SteeringMethod, cells: Sequence[Cell], *, floor: float) -> Outcomes:
+    """The outcomes of complete cells, from their folders.
+
+    Raises: RunFolderError if one cannot be read.
+    """
+    reports = [_report(cell.config.out) for cell in cells]
+    metric = next(
+        (m for m in METRICS if all(f"{m}/{s}" in r["after"] for r in reports for s in ("forget", "retain"))), None
+    )
+    base: dict[str, Score] = {}
+    chance = None
+    outcomes = []
+    for cell, report in zip(cells, reports, strict=True):
+        after = {s: _score(report["after"][f"{metric}/{s}"]) for s in SETS if f"{metric}/{s}" in report["after"]}
+        base = base or {s: _score(report["before"][f"{metric}/{s}"]) for s in after}
+        chance = report["after"].get(f"{metric}/forget", {}).get("chance")
+        outcomes.append(
+            CellOutcome(
+                name=cell.name,
+                folder=f"{cell.config.out.parent.name}/{cell.name}",
+                settings=cell.settings,
+                seed=cell.config.seed,
+                after=after,
+                seconds=sum(phase["seconds"] for phase in report["timing"].values()),
+            )
+        )
+    axes = {name: tuple(dict.fromkeys(cell.settings[name] for cell in cells)) for name in cells[0].settings}
+    return Outcomes(
+        model=cells[0].config.model,
+        method=method_name(method),
+        axes=axes,
+        metric=metric,
+        base=base,
+        chance=chance,
+        cells=tuple(outcomes),
+        points=_points(outcomes, base, metric),
+        floor=floor,
+    )
+
+
+def joined(found: Outcomes, finals: Outcomes) -> Outcomes:
+    """The outcomes with those of finalists in place of the same settings measured on fewer questions."""
+    better = [replace(point, is_final=True) for point in finals.points]
+    done = [point.settings for point in better]
+    rest = [point for point in found.points if point.settings not in done]
+    kept = [cell for cell in found.cells if cell.settings not in done]
+    return replace(found, points=(*better, *rest), cells=(*finals.cells, *kept), base=finals.base)
+
+
+def calibrated(found: Outcomes, mixed: Mapping[str, dict[str, float]], tau: float) -> Outcomes:
+    """The outcomes with what calibration found for each cell, by its name."""
+    cells = tuple(replace(cell, mixed=mixed[cell.name]) for cell in found.cells)
+
+    def of(point: Point) -> Score:
+        own = [mixed[cell.name] for cell in cells if cell.settings == point.settings]
+        return _mean([Score(value=m["forget"], stderr=m["forget_stderr"], n=1) for m in own])
+
+    return replace(
+        found, cells=cells, tau=tau, points=tuple(replace(point, mixed_forget=of(point)) for point in found.points)
+    )
+
+
+def as_dict(found: Outcomes) -> dict[str, Any]:
+    """The content of sweep.json."""
+    about = dataclasses.asdict(found)
+    chosen = found.chosen
+    about["chosen"] = None if chosen is None else {**chosen.settings}
+    return {"format": RUN_FORMAT, "rule": found.rule if found.metric else None, **_plain(about)}
+
+
+def as_csv(found: Outcomes) -> str:
+    """One line a cell."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    sets = [name for name in SETS if name in found.base]
+    mixed = ["share", "mixed_forget"] if found.tau is not None else []
+    writer.writerow(
+        ["cell", *found.axes, "seed", *(f"{s}{end}" for s in sets for end in ("", "_stderr")), *mixed, "seconds"]
+    )
+    for cell in found.cells:
+        scores = [number for s in sets for number in (cell.after[s].value, cell.after[s].stderr)]
+        extra = [cell.mixed["share"], cell.mixed["forget"]] if cell.mixed is not None else []
+        writer.writerow(
+            [cell.name, *(_spoken(cell.settings[a]) for a in found.axes), cell.seed, *scores, *extra, cell.seconds]
+        )
+    return file.getvalue()
+
+
+def _points(cells: Sequence[CellOutcome], base: dict[str, Score], metric: str | None) -> tuple[Point, ...]:
+    points = []
+    for settings in _distinct([cell.settings for cell in cells]):
+        own = [cell for cell in cells if cell.settings == settings]
+        after = {name: _mean([cell.after[name] for cell in own]) for name in own[0].after}
+        kept = math.nan
+        if metric is not None:
+            pair = after["retain"].value, base["retain"].value
+            above, below = pair if metric != "perplexity" else pair[::-1]
+            kept = above / below if below else 1.0
+        points.append(Point(settings=settings, after=after, kept=kept, seeds=tuple(cell.seed for cell in own)))
+    return tuple(points)
+
+
+def _distinct(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if row not in found:
+            found.append(row)
+    return found
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    if len(scores) == 1:
+        return scores[0]
+    values = [score.value for score in scores]
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return Score(value=statistics.fmean(values), stderr=error, n=len(values))
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path = folder / "report.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} cannot be read.\nDelete {folder} and run the sweep again.") from error
+
+
+def _score(found: Mapping[str, Any]) -> Score:
+    return Score(value=found["value"], stderr=found["stderr"], n=found["n"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _spoken(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,449 @@
+"""Sweeps: cells equal runs made alone, survive being killed, and share what they say they share."""
+
+import csv
+import fcntl
+import html
+import json
+import multiprocessing
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lethe import RMU, AdaptiveRMU, Batch, LayerSlice, RunConfig, SteeringMethod, cli, outcomes, unlearn
+from lethe import sweep as sweeps
+from lethe.decoder import trainable_names
+from lethe.grid import parse
+from lethe.outcomes import CellOutcome, Outcomes, Point, Score
+from lethe.patch import Patch
+from lethe.progress import Progress
+from lethe.recordings import Recordings, Store
+from lethe.scoring import measuring
+from lethe.starts import Starts
+from lethe.sweep import Sharable, Sweep, sweep
+from lethe.sweep_report import table, write_page
+from lethe.types import InvalidLayerError, InvalidValueError, RunFolderError, UsageError
+
+METHOD = AdaptiveRMU(beta=2.0, alpha=1.0)
+# Each process is a fork of one that has done the slow imports.
+CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_texts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("lethe.evalsets.TEXTS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, foreign_model: Path) -> Path:
+    """A tiny model of four layers with corpora and questions."""
+    root = tmp_path_factory.mktemp("place")
+    shutil.copytree(foreign_model, root / "tiny")
+    rows = ({"text": f"The red stone number {i} burns in water."} for i in range(24))
+    (root / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "retain.txt").write_text("\n\n".join(f"A calm river of {i} boats." for i in range(24)))
+    for name in ("forget", "retain"):
+        asked = [{"question": f"Which {name} {i}?", "choices": ["red", "blue"], "answer": "red"} for i in range(6)]
+        (root / f"{name}-questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    return root
+
+
+def settings(place: Path, out: Path, **changes: Any) -> RunConfig:
+    config: dict[str, Any] = {
+        "model": str(place / "tiny"),
+        "forget": (str(place / "forget.jsonl"),),
+        "retain": str(place / "retain.txt"),
+        "forget_questions": place / "forget-questions.jsonl",
+        "retain_questions": place / "retain-questions.jsonl",
+        "layer": 2,
+        "steps": 4,
+        "batch_size": 2,
+        "max_length": (16,),
+        "lr": 1e-2,
+        "threads": 1,
+        "out": out,
+    }
+    return RunConfig(**config | changes)
+
+
+def spec(place: Path, out: Path, *words: str, method: SteeringMethod = METHOD, **changes: Any) -> Sweep:
+    own = {name: changes.pop(name) for name in list(changes) if name in Sweep.__dataclass_fields__}
+    words = words or ("layer=1,3", "beta=2,5")
+    return Sweep(method=method, config=settings(place, out, **changes), axes=parse(words, method), out=out, **own)
+
+
+def same_run(a: Path, b: Path) -> None:
+    for name in ("patch.safetensors", "per_example.json"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    mine, other = (json.loads((folder / "report.json").read_text()) for folder in (a, b))
+    for part in ("before", "after", "patch", "warnings"):
+        assert mine[part] == other[part]
+    losses = [[(row["step"], row["forget_loss"], row["retain_loss"]) for row in x["history"]] for x in (mine, other)]
+    assert losses[0] == losses[1]
+
+
+@pytest.fixture(scope="module")
+def swept(place: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Outcomes, list[Sharable]]:
+    """Two layers, two coefficients, two seeds."""
+    plans: list[Sharable] = []
+    made = spec(place, tmp_path_factory.mktemp("sweeps") / "whole", seeds=(0, 1))
+    return made, sweep(made, on_plan=plans.append), plans
+
+
+@pytest.mark.parametrize("cell", [0, 3, 6], ids=["first", "last of a seed", "second seed"])
+def test_a_cell_equals_the_same_run_made_alone(
+    swept: tuple[Sweep, Outcomes, list[Sharable]], cell: int, tmp_path: Path
+) -> None:
+    made = swept[0].cells()[cell]
+    alone = tmp_path / made.name
+    unlearn(made.method, RunConfig(**{**vars(made.config), "out": alone}))
+    same_run(alone, made.config.out)
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "changes"),
+    [
+        (RMU(steering_coeff=2.0), ("steering_coeff=2,8", "lam=0.1,none"), {"solver": "ridge", "evaluate": "none"}),
+        (AdaptiveRMU(beta=2.0, norm="running", nu=0.1), ("layer=2,3", "beta=2,5"), {"cache": "disk", "disk_gb": 0.3}),
+        (METHOD, ("layer=2,3", "train_layers=1,1+2"), {"cache": "none", "evaluate": "none"}),
+    ],
+    ids=["ridge", "disk", "none"],
+)
+def test_every_way_to_share_changes_nothing(
+    method: SteeringMethod, words: tuple[str, ...], changes: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    made = spec(place, tmp_path / "sweep", *words, method=method, **changes)
+    sweep(made)
+    for cell in (made.cells()[0], made.cells()[-1]):
+        unlearn(cell.method, RunConfig(**{**vars(cell.config), "out": tmp_path / cell.name}))
+        same_run(tmp_path / cell.name, cell.config.out)
+    assert not (tmp_path / "sweep" / "cache").exists()
+
+
+def test_cells_of_all_layers_share_one_pass(swept: tuple[Sweep, Outcomes, list[Sharable]]) -> None:
+    _, found, (plan,) = swept
+    assert (plan.cells, plan.done, plan.slices, plan.place, plan.together) == (8, 0, 2, "ram", True)
+    # Four forget and four retain batches of each seed, whatever the number of layers and coefficients.
+    assert found.passes == 2 * (4 + 4)
+    assert found.served > 0
+
+
+def test_ridge_cells_share_their_sums(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = sweeps.edits.closed_form._sums
+    monkeypatch.setattr("lethe.closed_form._sums", lambda *args, **more: calls.append(1) or original(*args, **more))
+    method = RMU(steering_coeff=2.0)
+    words = ("layer=1,2", "steering_coeff=2,8", "lam=0.1,1")
+    sweep(spec(place, tmp_path / "s", *words, method=method, solver="ridge", evaluate="none"))
+    assert len(calls) == 2  # One for each layer, for eight cells.
+
+
+def test_the_folder_tells_what_was_found(swept: tuple[Sweep, Outcomes, list[Sharable]]) -> None:
+    made, found, _ = swept
+    written = json.loads((made.out / "sweep.json").read_text())
+    assert written["chosen"] == found.ranked()[0].settings
+    assert len(written["cells"]) == 8
+    assert "97 %" in written["rule"]
+    rows = list(csv.DictReader((made.out / "sweep.csv").read_text().splitlines()))
+    assert [row["cell"] for row in rows] == [cell.name for cell in found.cells]
+    for cell in found.cells:
+        report = json.loads((made.out / cell.folder / "report.json").read_text())
+        assert report["after"]["multiple_choice/forget"]["value"] == cell.after["forget"].value
+    page = write_page(found, made.out).read_text()
+    assert found.rule in html.unescape(page)
+    assert page.count("<svg") >= 2
+    assert not re.search(r'(src|href)="(http|//)', page)
+    assert {file.name for file in made.out.glob("*.svg")} == {"pareto.svg", "heatmap.svg"}
+    assert len(table(found).rows) == 5  # Four settings and the untouched model.
+
+
+def test_the_same_call_does_nothing_again(
+    swept: tuple[Sweep, Outcomes, list[Sharable]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, found, _ = swept
+    monkeypatch.setattr("lethe.run.unlearn", lambda *_, **__: pytest.fail("a complete cell ran again"))
+    assert sweep(made).points == found.points
+
+
+# Choice
+
+
+def outcome(*rows: tuple[float, float], floor: float = 0.97, metric: str = "multiple_choice") -> Outcomes:
+    points = tuple(
+        Point(
+            settings={"beta": number},
+            after={"forget": Score(value=f, stderr=0.0, n=1), "retain": Score(value=r, stderr=0.0, n=1)},
+            kept=r / 0.8,
+            seeds=(0,),
+        )
+        for number, (f, r) in enumerate(rows)
+    )
+    base = {name: Score(value=0.8, stderr=0.0, n=1) for name in ("forget", "retain")}
+    return Outcomes(
+        model="m", method="rmu", axes={"beta": tuple(range(len(rows)))}, metric=metric, base=base, chance=None,
+        cells=(), points=points, floor=floor,
+    )  # fmt: skip
+
+
+def test_the_least_forget_among_those_that_keep_enough_is_chosen() -> None:
+    assert [p.settings["beta"] for p in outcome((0.5, 0.8), (0.3, 0.79), (0.1, 0.5)).ranked()] == [1, 0, 2]
+    assert outcome((0.5, 0.6), (0.3, 0.7)).ranked()[0].settings == {"beta": 1}
+    assert outcome((0.5, 0.8), (0.3, 0.7), floor=0.8).ranked()[0].settings == {"beta": 1}
+    assert outcome((50.0, 0.8), (30.0, 0.8), metric="perplexity").ranked()[0].settings == {"beta": 0}
+
+
+def test_calibration_ranks_by_the_mixed_edit() -> None:
+    found = outcome((0.5, 0.8), (0.1, 0.5))
+    cells = tuple(
+        CellOutcome(name=str(n), folder="", settings=p.settings, seed=0, after=p.after, seconds=0.0)
+        for n, p in enumerate(found.points)
+    )
+    mixed = {"0": {"forget": 0.4, "forget_stderr": 0.0}, "1": {"forget": 0.2, "forget_stderr": 0.0}}
+    ranked = outcomes.calibrated(Outcomes(**{**vars(found), "cells": cells}), mixed, 0.95)
+    assert ranked.ranked()[0].settings == {"beta": 1}
+    assert "95 %" in ranked.rule
+
+
+def test_finalists_are_measured_on_all_questions_and_mixtures_keep_enough(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path / "s", proxy=2, finalists=1, calibrate=0.9)
+    found = sweep(made)
+    assert [point.is_final for point in found.ranked()] == [True, False, False, False]
+    (final,) = (made.out / "finals").iterdir()
+    for folder, count in ((final, 6), (made.out / "cells" / final.name, 2)):
+        assert json.loads((folder / "report.json").read_text())["after"]["multiple_choice/retain"]["n"] == count
+    assert (final / "patch.safetensors").stat().st_size > 0
+    for cell in found.cells:
+        assert cell.mixed is not None
+        report = json.loads((made.out / cell.folder / "report.json").read_text())
+        assert cell.mixed["retain"] >= 0.9 * report["before"]["multiple_choice/retain"]["value"]
+
+
+# Interruptions
+
+
+def kill_at_random(place: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    sweep(spec(place, out, "layer=1,3", "beta=2,5", evaluate="none"))
+
+
+def finished(out: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in out.glob("cells/*/report.json")}
+
+
+def test_ten_kills_at_random_moments_lose_no_finished_cell(place: Path, tmp_path: Path) -> None:
+    CONTEXT.set_forkserver_preload(["lethe", "lethe.sweep"])
+    out, rng = tmp_path / "killed", random.Random(0)
+    kill_at_random(place, tmp_path / "whole")
+    done: dict[str, bytes] = {}
+    kills = 0
+    while kills < 10:
+        process = CONTEXT.Process(target=kill_at_random, args=(place, out))
+        process.start()
+        process.join(rng.uniform(0.1, 0.9))
+        process.kill()
+        process.join()
+        kills += 1
+        now = finished(out)
+        assert done.items() <= now.items()
+        done = now
+    kill_at_random(place, out)
+    assert len(finished(out)) == 4
+    assert done.items() <= finished(out).items()
+    for whole in (tmp_path / "whole" / "cells").iterdir():
+        killed = out / "cells" / whole.name
+        assert (killed / "patch.safetensors").read_bytes() == (whole / "patch.safetensors").read_bytes()
+        assert {file.name for file in killed.iterdir()} == {file.name for file in whole.iterdir()}
+    assert not (out / "cache").exists()
+
+
+class Interrupting(Progress):
+    def advance(self, note: str = "") -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_leaves_whole_cells(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path / "s", evaluate="none", cache="disk", disk_gb=0.3)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(made, progress=Interrupting())
+    assert len(finished(made.out)) == 1
+    assert not (made.out / "cache").exists()
+    plans: list[Sharable] = []
+    sweep(made, on_plan=plans.append)
+    assert (plans[0].done, len(finished(made.out))) == (1, 4)
+
+
+# Refusals
+
+
+def test_two_processes_do_not_share_a_folder(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path / "s", evaluate="none")
+    made.out.mkdir()
+    with (made.out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RunFolderError, match="another process is working on the sweep"):
+            sweep(made)
+    assert not (made.out / "cells").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p, out: spec(p, out, "layer=1,2", evaluate="none"), "grid is"),
+        (lambda p, out: spec(p, out, "layer=1", seeds=(0, 1), evaluate="none"), "seeds is"),
+        (lambda p, out: spec(p, out, "layer=1", steps=5, evaluate="none"), "steps is 4, not 5"),
+        (lambda p, out: spec(p, out, "layer=1", method=RMU(), evaluate="none"), "name is adaptive-rmu, not rmu"),
+    ],
+    ids=["grid", "seeds", "steps", "method"],
+)
+def test_the_folder_of_another_sweep_is_refused(
+    change: Callable[[Path, Path], Sweep], said: str, place: Path, tmp_path: Path
+) -> None:
+    first = spec(place, tmp_path / "s", "layer=1", evaluate="none")
+    first.out.mkdir()
+    (first.out / "sweep.yaml").write_text(sweeps.yaml.safe_dump(sweeps._about(first)))
+    with pytest.raises(RunFolderError, match="holds another sweep") as error:
+        sweep(change(place, first.out))
+    assert said in str(error.value)
+
+
+def test_a_folder_that_is_no_sweep_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match=r"is no sweep: it holds thesis\.tex"):
+        sweep(spec(place, tmp_path, evaluate="none"))
+
+
+def test_a_grid_that_does_not_fit_the_disk_says_what_it_needs(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path / "s", cache="disk", disk_gb=1e-7, evaluate="none")
+    with pytest.raises(UsageError, match=r"recordings of one slice need [\d.e-]+ GB .* may take 1e-07 GB of disk"):
+        sweep(made)
+    assert not made.out.exists()
+
+
+def test_a_layer_that_the_model_lacks_is_refused_before_anything_runs(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidLayerError, match=r"must be in \[0, 3\]"):
+        sweep(spec(place, tmp_path / "s", "layer=1,4"))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"finalists": 2}, UsageError, "Pass --proxy N"),
+        ({"finalists": -1}, InvalidValueError, "'finalists' must be 0 or more"),
+        ({"calibrate": 1.5}, InvalidValueError, "'calibrate' must be in"),
+        ({"floor": 0.0}, InvalidValueError, "'floor' must be in"),
+        ({"calibrate": 0.9, "evaluate": "none"}, UsageError, "nothing is measured"),
+        ({"on": Path("runs/a")}, UsageError, "starts from the untouched model"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    changes: dict[str, Any], kind: type[Exception], said: str, place: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=said):
+        spec(place, tmp_path / "s", **changes)
+
+
+def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = settings(place, tmp_path / "s")
+    flags = f"--model {config.model} --forget {config.forget[0]} --retain {config.retain} --steps 2 --batch-size 2"
+    command = f"sweep rmu {flags} --max-length 16 --evaluate none --out {config.out} --grid"
+    for words, code in (("layer=2 steering_coeff=1,2 --seeds 0 1 --json", 0), ("laier=1", 2), ("", 2)):
+        with pytest.raises(SystemExit) as end:
+            cli.main(f"{command} {words}".split())
+        assert end.value.code == code
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["cells"]) == 4
+    assert "4 cells; recordings of 1 slices" in err
+    assert "Did you mean 'layer'?" in err
+
+
+# Parts
+
+
+def test_a_store_keeps_bits_up_to_its_limit(tmp_path: Path) -> None:
+    store = Store(4 * 1000, tmp_path / "cache")
+    first = torch.randn(10, 50, generator=torch.Generator().manual_seed(0))
+    kept = store.keep(first)
+    assert kept is not None
+    assert torch.equal(kept, first)
+    assert kept.data_ptr() != first.data_ptr()
+    again = store.keep(first.to(torch.bfloat16))
+    assert again is not None
+    assert again.data_ptr() % 64 == 0
+    assert torch.equal(again, first.to(torch.bfloat16))
+    assert torch.equal(kept, first)
+    assert store.keep(first) is None
+    assert list((tmp_path / "cache").iterdir())
+    store.clear()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("limit", [10**9, 9000, 0])
+def test_a_shared_recording_is_the_one_made_alone(limit: int, tiny_model: Any, tiny_batch: Any) -> None:
+    model, batches = tiny_model(), [tiny_batch(seed=seed) for seed in range(3)]
+    cuts = tuple((start, start + 2, trainable_names(model, start + 1)) for start in (0, 1, 2))
+    shared = Recordings(Store(limit), cuts)
+    for start, stop, names in cuts:
+        alone = LayerSlice(tiny_model(), start, stop, names)
+        layers = shared.cut(model, start, stop, names)
+        with torch.no_grad():
+            layers.trained[names[0]].add_(1)
+        for batch in batches:
+            mine, other = layers.record(batch), alone.record(batch)
+            assert torch.equal(mine.hidden, other.hidden)
+            assert torch.equal(mine.frozen.h, other.frozen.h)
+            with torch.no_grad():
+                alone.trained[names[0]].add_(1)
+                assert torch.equal(layers(mine), alone(other))
+            alone.restore()
+        layers.restore()
+    assert shared.store.used <= limit
+    if limit == 10**9:
+        assert shared.passes == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2", "qwen2", "mixtral", "falcon"])
+def test_a_forward_that_starts_at_the_slice_gives_the_same_logits(kind: str, tiny_model: Any, tiny_batch: Any) -> None:
+    model, batch = tiny_model(kind), tiny_batch()
+    asked = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long(), "use_cache": False}
+    starts = Starts((1, 3), Store(10**9))
+    with measuring(model):
+        with starts.reading(model, None):
+            model(**asked)
+        assert starts.is_sound
+        with torch.no_grad():
+            for parameter in list(model.parameters())[-4:]:
+                parameter.add_(0.1)
+        expected = model(**asked).logits
+        ran: list[int] = []
+        for first, count in ((3, 1), (2, 2), (0, 2)):
+            with starts.reading(model, first):
+                assert torch.equal(model(**asked).logits, expected)
+                ran.append(starts.served)
+            assert ran[-1] == count
+        assert "forward" not in model.__dict__
+
+
+def test_a_model_that_hands_more_than_its_state_on_is_not_cut_short(tiny_model: Any, tiny_batch: Any) -> None:
+    model, batch = tiny_model(), tiny_batch()
+    starts = Starts((2,), Store(10**9))
+    memory: list[Batch] = []
+    first, last = model.model.layers[0], model.model.layers[3]
+    first.register_forward_hook(lambda _, args, output: memory.append(output))
+    last.register_forward_hook(lambda _, args, output: output + memory.pop() if memory else output)
+    with measuring(model), starts.reading(model, None):
+        model(input_ids=batch.input_ids, use_cache=False)
+    assert not starts.is_sound
+
+
+def test_edited_patches_load(swept: tuple[Sweep, Outcomes, list[Sharable]]) -> None:
+    made, found, _ = swept
+    patches = [Patch.load(made.out / cell.folder / "patch.safetensors") for cell in found.cells]
+    assert len({tuple(patch.tensors) for patch in patches}) == 2
