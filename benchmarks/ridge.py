@@ -13,7 +13,7 @@ from torch import Tensor
 from lethe import LayerSlice, corpora, decoder, load_model, world
 from lethe.methods.lunar import LUNAR
 from lethe.methods.rmu import RMU
-from lethe.moments import PANEL, Accumulator, Moments, forget_moments, matrix, matrix_inputs, retain_moments
+from lethe.moments import Accumulator, Moments, forget_moments, matrix, matrix_inputs, retain_moments
 from lethe.pooled import Pooled, collect_rows
 from lethe.protocols import SteeringMethod
 from lethe.ridge import Rows, Term, losses, solve, solve_shift
@@ -142,9 +142,10 @@ def compare(size: Size, *, whole: bool, repeats: int, timed_steps: int = 12) -> 
             once, _ = timed(lambda: Pooled(epochs=1).fit(problem.matrix, x, y, rng()))
             twice, fit = timed(lambda: Pooled(epochs=2).fit(problem.matrix, x, y, rng()))
             times.append((twice - once) / timed_steps)
-        recipe = statistics.median(times[1:]) * size.steps
+        step = statistics.median(times[1:])
+        recipe = step * size.steps
         print(
-            f"AdamW: {statistics.median(times[1:]):.3f} s a step ({min(times[1:]):.3f}-{max(times[1:]):.3f}); {size.steps} "
+            f"AdamW: {step:.3f} s a step ({min(times[1:]):.3f}-{max(times[1:]):.3f}); {size.steps} "
             f"steps would take {recipe:.0f} s: EXTRAPOLATED from {timed_steps} steps a round"
         )
         reached = [problem.mean_of(fit.delta, problem.general)]
@@ -170,9 +171,9 @@ def compare(size: Size, *, whole: bool, repeats: int, timed_steps: int = 12) -> 
     report("general target", recipe, statistics.median(gather) + statistics.median(solving), GENERAL_TARGET)
     del general
     rate = product_rate(problem.x, repeats)
-    panels = size.p * (size.p + PANEL)
+    triangle = size.p * (size.p + 1)
     needed = {
-        "accumulation": (size.rows * panels + 4 * problem.forget_rows * size.p * size.d, statistics.median(gather)),
+        "accumulation": (size.rows * triangle + 4 * problem.forget_rows * size.p * size.d, statistics.median(gather)),
         # Cholesky, two triangular solves, one product for each of the two losses.
         "solve": (size.p**3 / 3 + 2 * size.p**2 * size.d + 4 * size.p**2 * size.d, statistics.median(solving)),
     }

@@ -385,8 +385,8 @@ RESUME = "Run the same command again to resume"
 
 OTHERS = {
     "lunar without reference prompts": (
-        "unlearn lunar --model tiny --forget asked.jsonl --retain retain.jsonl --reference ref.txt --layer 2 --out out",
-        "no prompts ref.txt.\nGive a .jsonl, .json or .txt file.",
+        "unlearn lunar --model tiny --forget asked.jsonl --retain retain.jsonl --reference xyz --layer 2 --out out",
+        "no prompts xyz.\nGive a .jsonl, .json or .txt file.",
     ),
     "lunar on a base model": (
         "unlearn lunar --model tiny --forget asked.jsonl --retain retain.jsonl --layer 2 --out out",
@@ -424,7 +424,8 @@ OTHERS = {
     "unknown command": (
         "unlern rmu",
         "there is no command 'unlern'. Did you mean 'unlearn'?\n"
-        "Commands: demo, unlearn, layers, withdraw, eval, analyze, check, ls, report, export, apply, revert, diff.",
+        "Commands: demo, unlearn, sweep, advise, layers, withdraw, eval, analyze, check, ls, report, "
+        "export, apply, revert, diff.",
     ),
     "unknown method": (
         "unlearn adaptive-rnu",

@@ -22,7 +22,7 @@ FLOORS = (
     ("choices", "harness"),
     ("config", "marks", "metrics", "world"),
     ("calibrate", "grid", "sources"),
-    ("closed_form", "evalsets", "outcomes"),
+    ("closed_form", "evalsets", "outcomes", "readings"),
     ("bench", "edits", "evaluate", "plan"),
     ("advise", "analysis", "layer_search"),
     ("analyses", "run"),

@@ -21,7 +21,6 @@ from lethe.progress import Progress
 from lethe.protocols import SteeringMethod
 from lethe.readings import ALPHAS, LayerReading, draw, read_layers
 from lethe.saving import write_text
-from lethe.scoring import measuring
 from lethe.weights import load_model, load_tokenizer
 
 REACH = 0.5
@@ -82,8 +81,7 @@ def advise(config: RunConfig, progress: Progress) -> Advice:
     with threads(config.threads):
         model = load_model(source, dtype=dtype, device=str(device), revision=config.revision)
         started = time.perf_counter()
-        with measuring(model):
-            layers, tokens = read_layers(model, samples, config, progress)
+        layers, tokens = read_layers(model, samples, config, progress)
         seconds = time.perf_counter() - started
     best, alpha = choose(layers), choose_alpha(layers)
     nearby = [row for row in layers if abs(row.layer - best.layer) == 1]

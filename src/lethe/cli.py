@@ -34,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": commands.demo, "unlearn": commands.unlearn, "layers": commands.layers, "withdraw": commands.withdraw,
-    "eval": commands.evaluate, "sweep": command_sweep.sweep, "analyze": command_analyze.analyze,
-    "check": commands.check, "ls": commands.ls,
-    "report": command_files.report, "export": command_files.export,
-    "apply": command_files.apply, "revert": command_files.revert, "diff": command_files.diff,
+    "demo": commands.demo, "unlearn": commands.unlearn, "sweep": command_sweep.sweep, "advise": commands.advise,
+    "layers": commands.layers, "withdraw": commands.withdraw, "eval": commands.evaluate,
+    "analyze": command_analyze.analyze, "check": commands.check, "ls": commands.ls, "report": command_files.report,
+    "export": command_files.export, "apply": command_files.apply, "revert": command_files.revert,
+    "diff": command_files.diff,
 }  # fmt: skip
 
 

@@ -62,18 +62,11 @@ def unlearn(argv: list[str]) -> None:
         method, run = configs.read_config(Path(argv[0]))
     else:
         method, run = defaults(argv[0], model_in(argv))
-    flags = dataclasses.make_dataclass(
-        "Unlearn",
-        [
-            ("method", type(method), method),
-            ("run", RunConfig, run),
-            ("dry_run", Annotated[bool, arg(help="Print the settings and the plan, and do nothing.")], False),
-            ("as_json", Json, False),
-        ],
-        frozen=True,
-    )
-    name = configs.method_name(method)
-    chosen = parse(flags, argv[1:], f"unlearn {name}", f"{type(method).__doc__}\n\nSource: {method.source}")
+    rest, is_auto = _without_auto(argv[1:])
+    chosen = _parse_unlearn(method, run, rest)
+    if is_auto:
+        # What the user gave stands; the advice fills in the rest.
+        chosen = _parse_unlearn(*_advised(chosen.method, method, chosen.run, run), rest)
     if chosen.run.layers_from is not None:
         chosen = dataclasses.replace(chosen, run=_searched(chosen.run))
     if chosen.dry_run:
@@ -191,6 +184,46 @@ def layers(
         RESULT.print(f"next: lethe unlearn lunar --model {model} --layers-from {out} ...")
 
 
+def advise(
+    model: Positional[str] = BUILTIN,
+    forget: tuple[str, ...] = (BUILTIN,),
+    retain: str = BUILTIN,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Propose layer, coefficient and alpha for this model and these corpora, without training; `--layer auto` uses it.
+
+    Args:
+        model: `builtin`, a model folder or a hub id.
+        forget: Forget corpora.
+        retain: Retain corpus.
+        steps: Steps of the run whose time is estimated.
+        seed: Seed of the texts that are read.
+        device: cpu, cuda, mps or auto.
+        dtype: Number type of the weights.
+        out: Where the readings are written, as JSON.
+    """
+    from lethe import advise as adviser
+    from lethe.environment import explaining_memory
+
+    given = {"forget": forget, "retain": retain, "seed": seed, "device": device, "dtype": dtype}
+    own = {**(ON_BUILTIN if model == BUILTIN else {}), **({"steps": steps} if steps else {})}
+    config = RunConfig(model=model, **{**own, **given})
+    with tables.Bars(NOTES) as progress, explaining_memory(f"with {model} loaded whole."):
+        found = adviser.advise(config, progress)
+    if out is not None:
+        found.save(out)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        RESULT.print(tables.advice(found))
+        RESULT.print(f"{found.reason}\nnext: lethe unlearn rmu --model {model} --layer auto ...")
+
+
 def withdraw(run: Positional[Path], request: Positional[str], out: Path, as_json: Json = False) -> None:
     """Take one request out of a ridge run, as if it had never been made, and write the run without it.
 
@@ -289,6 +322,49 @@ def defaults(method: str, model: str) -> tuple[SteeringMethod, RunConfig]:
     fields = {name: value for name, value in kind.on_builtin.items() if name in own}
     rest = {name: value for name, value in kind.on_builtin.items() if name not in own}
     return kind(**fields), RunConfig(model=model, **{**ON_BUILTIN, **kind.settings, **rest})
+
+
+def _parse_unlearn(method: SteeringMethod, run: RunConfig, argv: list[str]) -> Any:
+    flags = dataclasses.make_dataclass(
+        "Unlearn",
+        [
+            ("method", type(method), method),
+            ("run", RunConfig, run),
+            ("dry_run", Annotated[bool, arg(help="Print the settings and the plan, and do nothing.")], False),
+            ("as_json", Json, False),
+        ],
+        frozen=True,
+    )
+    about = f"{type(method).__doc__}\n\nSource: {method.source}"
+    return parse(flags, argv, f"unlearn {configs.method_name(method)}", about)
+
+
+def _without_auto(argv: list[str]) -> tuple[list[str], bool]:
+    """The arguments without `--layer auto`, and whether it was there."""
+    for place, (flag, value) in enumerate(zip(argv, [*argv[1:], ""], strict=True)):
+        if flag == "--layer=auto":
+            return argv[:place] + argv[place + 1 :], True
+        if (flag, value) == ("--layer", "auto"):
+            return argv[:place] + argv[place + 2 :], True
+    return argv, False
+
+
+def _advised(
+    given: SteeringMethod, method: SteeringMethod, run: RunConfig, start: RunConfig
+) -> tuple[SteeringMethod, RunConfig]:
+    """Method and run as they start, with the layer, coefficient and alpha that are advised for the given run."""
+    from lethe.advise import advise
+    from lethe.environment import explaining_memory
+
+    if given.reads == "prompts":
+        raise UsageError(
+            f"--layer auto reads texts, and {configs.method_name(given)} reads prompts.\nSee `lethe layers`."
+        )
+    with tables.Bars(NOTES) as progress, explaining_memory(f"with {run.model} loaded whole.\nPass --layer N."):
+        advice = advise(run, progress)
+    NOTES.print(advice.reason)
+    found = {"alpha": advice.chosen.alpha, given.coefficient: getattr(advice.chosen, given.coefficient)}
+    return dataclasses.replace(method, **found), dataclasses.replace(start, layer=advice.chosen.layer, train_layers=())
 
 
 def _searched(run: RunConfig) -> RunConfig:

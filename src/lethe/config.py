@@ -60,7 +60,8 @@ class RunConfig:
     text_field: str = "text"
     """Field of a .jsonl row that holds the text."""
     layer: int = 7
-    """Layer l, counted from 0, at whose output activations are steered."""
+    """Layer l, counted from 0, at whose output activations are steered; on the command line `auto` takes the one that
+    `lethe advise` proposes."""
     train_layers: tuple[int, ...] = ()
     """Layers whose matrices are trained; by default l-2, l-1 and l (those that exist), or l alone if the solver is not
     gradient."""

@@ -21,7 +21,7 @@ from lethe.types import Activation, Batch, EmptyBatchError, InvalidValueError, S
 ROWS = 2048
 """Tokens that are gathered before they are added up: each addition passes over the whole p x p matrix."""
 PANEL = 1024
-"""Rows of the Gram matrix that one product fills."""
+"""Rows of the Gram matrix that one product fills, at most: the narrower, the less is computed twice."""
 LINEAR = 1e-4
 """Largest error of h0 + D x, relative to D x, beside the rounding of the model's dtype."""
 
@@ -257,8 +257,9 @@ class Accumulator:
         self._flush()
         if self.tokens == 0:
             raise EmptyBatchError("no token counts in the batches of a corpus.\nGive texts of more than one token.")
-        for start in range(0, len(self.gram), PANEL):
-            end = start + PANEL
+        panel = _panel(len(self.gram))
+        for start in range(0, len(self.gram), panel):
+            end = start + panel
             self.gram[end:, start:end] = self.gram[start:end, end:].T
         cross, slope = self.crossed.chunk(2) if self.crossed.numel() else (None, None)
         return Moments(tokens=self.tokens, gram=self.gram, cross=cross, slope=slope, squares=self.squares)
@@ -273,10 +274,15 @@ class Accumulator:
             self.gram, self.total = x.new_zeros(p, p), x.new_zeros(p)
             self.crossed = x.new_zeros(sum(r.shape[1] for r in residuals), p)
         # The upper triangle alone is half the work.
-        for start in range(0, p, PANEL):
-            panel = self.gram[start : start + PANEL, start:]
-            panel.addmm_(x[:, start : start + PANEL].T, x[:, start:])
+        panel = _panel(p)
+        for start in range(0, p, panel):
+            self.gram[start : start + panel, start:].addmm_(x[:, start : start + panel].T, x[:, start:])
         if residuals:
             self.crossed.addmm_(torch.cat(residuals, dim=1).T, x)
         self.total += x.sum(dim=0)
         self.tokens += len(x)
+
+
+def _panel(p: int) -> int:
+    """An eighth of the matrix; products of fewer than 128 rows are slow."""
+    return min(PANEL, max(128, p // 8))

@@ -18,6 +18,7 @@ from lethe.config import RunConfig
 from lethe.directions import random_unit
 from lethe.progress import Progress
 from lethe.ridge import GRID
+from lethe.scoring import measuring
 from lethe.types import Batch, CorpusError, DivergedError
 
 ALPHAS = (1.0, 10.0, 100.0, 1000.0)
@@ -268,7 +269,8 @@ def _predict(
 
 def _forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch pos vocab"]:
     there = batch.to(decoder.device_of(model))
-    return model(input_ids=there.input_ids, attention_mask=there.attention_mask.long(), use_cache=False).logits
+    with measuring(model):
+        return model(input_ids=there.input_ids, attention_mask=there.attention_mask.long(), use_cache=False).logits
 
 
 @contextmanager

@@ -23,9 +23,6 @@ GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Values of lam that are tried where none is given."""
 SUGGESTED = 1e-3
 """The lam that an error recommends."""
-CHUNK_BYTES = 2**26
-"""Rows of X taken together in a step of conjugate gradients: fewer may be in the cache when they are read again, but
-make threads wait for each other more often."""
 SAMPLE = 2048
 """Rows, at most, that the preconditioner of conjugate gradients knows."""
 SAMPLE_SHARE = 8
@@ -144,19 +141,14 @@ def solve_shift(
     weighted = [(x, 1 / (topics * len(x))) for x in forget]
     if alpha > 0:
         weighted.append((retain, alpha / len(retain)))
-    diagonal = torch.zeros_like(forget[0][0])
-    for x, weight in weighted:
-        for chunk in x.split(ROWS):
-            diagonal.add_(chunk.square().sum(dim=0), alpha=weight)
     # The columns share every pass over the rows.
     target = torch.stack([x.mean(dim=0) / topics for x in forget], dim=1)
-    penalty = 0.0 if math.isinf(lam) else lam * diagonal.mean().item()
     if math.isinf(lam):
-        found = torch.zeros_like(target)
+        found, penalty = torch.zeros_like(target), 0.0
     elif len(target) <= DIRECT:
-        found = _direct(weighted, target, lam)
+        found, penalty = _direct(weighted, target, lam)
     else:
-        found = _conjugate_gradients(weighted, penalty, diagonal + penalty, target, tolerance, max_steps, lam)
+        found, penalty = _conjugate_gradients(weighted, target, lam, tolerance, max_steps)
 
     width, overlap = shift.shape[1], shift @ shift.T
     forget_loss = 0.0
@@ -180,7 +172,8 @@ def _energy(gained: Tensor, overlap: Tensor) -> float:
     return (gained @ overlap).mul_(gained).sum().item()
 
 
-def _direct(weighted: Sequence[tuple[Tensor, float]], target: Tensor, lam: float) -> Tensor:
+def _direct(weighted: Sequence[tuple[Tensor, float]], target: Tensor, lam: float) -> tuple[Tensor, float]:
+    """The solution for each column of `target`, and the penalty lam s."""
     gram = target.new_zeros(len(target), len(target))
     for x, weight in weighted:
         sums = Accumulator(target.dtype)
@@ -188,7 +181,8 @@ def _direct(weighted: Sequence[tuple[Tensor, float]], target: Tensor, lam: float
             sums.add(chunk)
         gram.add_(sums.moments().gram, alpha=weight)
     tokens = sum(len(x) for x, _ in weighted)
-    return _cholesky(gram, gram.diagonal().mean().item(), target, lam, tokens)
+    scale = gram.diagonal().mean().item()
+    return _cholesky(gram, scale, target, lam, tokens), lam * scale
 
 
 def _cholesky(gram: Tensor, scale: float, target: Tensor, lam: float, tokens: int) -> Tensor:
@@ -207,31 +201,30 @@ def _cholesky(gram: Tensor, scale: float, target: Tensor, lam: float, tokens: in
 
 
 def _conjugate_gradients(
-    weighted: Sequence[tuple[Tensor, float]],
-    penalty: float,
-    diagonal: Tensor,
-    target: Tensor,
-    tolerance: float,
-    max_steps: int,
-    lam: float,
-) -> Tensor:
-    """Solve (sum of weighted X^T X + penalty I) s = b for each column b of `target`."""
+    weighted: Sequence[tuple[Tensor, float]], target: Tensor, lam: float, tolerance: float, max_steps: int
+) -> tuple[Tensor, float]:
+    """The solution for each column of `target`, and the penalty lam s."""
+    diagonal = torch.zeros_like(target[:, 0])
+    for x, weight in weighted:
+        for chunk in x.split(ROWS):
+            diagonal.add_(chunk.square().sum(dim=0), alpha=weight)
+    penalty = lam * diagonal.mean().item()
 
     def product(v: Tensor) -> Tensor:
         total = penalty * v
+        # Portions that stay in the cache until they are read again were slower: threads wait for each other.
         for x, weight in weighted:
-            for chunk in x.split(max(1, CHUNK_BYTES // (x.shape[1] * x.element_size()))):
-                total.addmm_(chunk.T, chunk @ v, alpha=weight)
+            total.addmm_(x.T, x @ v, alpha=weight)
         return total
 
     tiny = torch.finfo(target.dtype).tiny
-    precondition = _preconditioner(weighted, diagonal)
+    precondition = _preconditioner(weighted, diagonal + penalty)
     solution, rest = torch.zeros_like(target), target.clone()
     allowed = tolerance * target.norm(dim=0)
     direction, energy = torch.zeros_like(target), torch.full_like(allowed, torch.inf)
     for _ in range(max_steps):
         if bool((rest.norm(dim=0) <= allowed).all()):
-            return solution
+            return solution, penalty
         scaled = precondition(rest)
         previous, energy = energy, (rest * scaled).sum(dim=0)
         # A column that is solved exactly has nothing left to divide by.

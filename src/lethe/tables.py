@@ -14,6 +14,7 @@ from rich.text import Text
 from lethe import analyses as analyses_folder
 from lethe import methods as methods_folder
 from lethe import metrics as metrics_folder
+from lethe.advise import Advice
 from lethe.diff import TensorDiff
 from lethe.layer_search import LayerSearch
 from lethe.plan import Plan
@@ -41,12 +42,14 @@ EXAMPLES: dict[str, list[str]] = {
         "lethe unlearn rmu --model ./my-model --forget a.jsonl --retain r.txt --layer 7 --dry-run",
         "lethe unlearn lunar --model ./my-chat --forget questions.jsonl --retain others.jsonl --layer 20 --out runs/c",
         "lethe unlearn rmu --model builtin --nu 10 --out runs/d",
+        "lethe unlearn rmu --model builtin --layer auto --out runs/e",
         "lethe unlearn runs/a/config.yaml --seed 1 --out runs/a1",
     ],
     "sweep": [
         "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --seeds 0 1 2 --out runs/sweep",
         "lethe sweep rmu --model ./my-model --forget a.jsonl --retain r.txt --grid layer=7,11 steering_coeff=20,50",
     ],
+    "advise": ["lethe advise builtin", "lethe advise ./my-model --forget a.jsonl --retain r.txt --out advice.json"],
     "layers": ["lethe layers builtin", "lethe layers ./my-model --forget q.jsonl --retain r.jsonl --out layers.json"],
     "withdraw": ["lethe withdraw runs/b a --out runs/b-without-a"],
     "eval": [
@@ -159,6 +162,23 @@ def runs(folder: Path) -> Table:
         table.add_row(str(path.parent), *cells)
     if not table.rows:
         table.caption = f"No complete run in {folder}."
+    return table
+
+
+def advice(found: Advice) -> Table:
+    """What was read at each layer, and which one is proposed."""
+    columns = ("layer", "norm", "growth", "reach", "passed on", "separability", "chosen")
+    table = _table(f"{found.model}: {found.tokens} tokens read in {found.seconds:.0f} s", *columns)
+    for row in found.layers:
+        table.add_row(
+            str(row.layer),
+            f"{row.median_norm:.3g}",
+            f"{row.growth:.2f}",
+            f"{100 * row.reach:.0f} %",
+            f"{row.passed_on:.2f}",
+            "" if row.separability is None else f"{row.separability:.2f}",
+            "chosen" if row.layer == found.chosen.layer else "",
+        )
     return table
 
 

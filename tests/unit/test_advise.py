@@ -37,9 +37,7 @@ def test_the_built_in_models_advice(found: Advice) -> None:
     assert f"Layer {found.chosen.layer} of 0..11" in found.reason
 
 
-def test_it_is_the_same_again_and_survives_json(found: Advice, tmp_path: Path) -> None:
-    again = advise(BUILTIN, Progress())
-    assert (again.layers, again.reason, again.tokens) == (found.layers, found.reason, found.tokens)
+def test_it_survives_json(found: Advice, tmp_path: Path) -> None:
     written = json.loads(found.save(tmp_path / "advice.json").read_text())
     assert written == json.loads(json.dumps(dataclasses.asdict(found)))
     assert written["layers"][3]["reach"] == found.layers[3].reach
@@ -61,10 +59,10 @@ def test_the_deepest_layer_with_half_the_greatest_reach_is_chosen(reach: tuple[f
 
 
 def test_alpha_is_the_least_that_keeps_retain_tokens_in_place() -> None:
-    rows = [reading(0, 1, (0.4, 0.1, 0.0, 0.0)), reading(1, 1, (0.5, 0.2, 0.0, 0.0)), reading(2, 1)]
+    rows = [reading(0, 1.0, (0.4, 0.1, 0.0, 0.0)), reading(1, 1.0, (0.5, 0.2, 0.0, 0.0)), reading(2, 1.0)]
     assert choose_alpha(rows) == 10  # twice the median of 0.1 and 0.2 is below a third
-    assert choose_alpha([reading(0, 1, (1.0, 1.0, 1.0, 1.0))]) == 1000
-    assert choose_alpha([reading(0, 1)]) == 10
+    assert choose_alpha([reading(0, 1.0, (1.0, 1.0, 1.0, 1.0))]) == 1000
+    assert choose_alpha([reading(0, 1.0)]) == 10
 
 
 def test_separate_is_ridge_regression_by_the_better_penalty() -> None:
@@ -73,17 +71,15 @@ def test_separate_is_ridge_regression_by_the_better_penalty() -> None:
     shift[0] = 4.0
 
     def rows(count: int, forget: bool) -> torch.Tensor:
-        return 0.1 * torch.randn(count, 6, generator=rng) + forget * shift
+        return (0.1 * torch.randn(count, 6, generator=rng) + forget * shift).double()
 
     fit, held = (rows(40, True), rows(30, False)), (rows(50, True), rows(50, False))
     missed, leaked = separate(fit, held, 10.0)
     errors = []
     for lam in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0):
-        a = (fit[0].T @ fit[0] / 40 + 10 * fit[1].T @ fit[1] / 30).double()
-        w = torch.linalg.solve(a + lam * a.diagonal().mean() * torch.eye(6), fit[0].double().mean(0))
-        errors.append(
-            ((held[0].double() @ w - 1).square().mean().item(), (held[1].double() @ w).square().mean().item())
-        )
+        a = fit[0].T @ fit[0] / 40 + 10 * fit[1].T @ fit[1] / 30
+        w = torch.linalg.solve(a + lam * a.diagonal().mean() * torch.eye(6), fit[0].mean(0))
+        errors.append(((held[0] @ w - 1).square().mean().item(), (held[1] @ w).square().mean().item()))
     assert (missed, leaked) == pytest.approx(min(errors, key=lambda e: e[0] + 10 * e[1]))
     assert missed < 0.01
     same = rows(40, False)
@@ -99,6 +95,7 @@ def test_readings_of_any_model_are_those_of_its_own_forward(tiny_model: Any, tin
             fit_forget=(batches[0],), fit_retain=(batches[1],), held_forget=(batches[2],), held_retain=(batches[3],)
         )
         rows, tokens = read_layers(model, samples, BUILTIN, Progress())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         states = model(
             input_ids=batches[2].input_ids,
             attention_mask=batches[2].attention_mask.long(),
@@ -114,7 +111,6 @@ def test_readings_of_any_model_are_those_of_its_own_forward(tiny_model: Any, tin
         assert tokens == (4 + 1 + 5) * 21
         assert (rows[0].separability is None) == (kind == "mixtral")
         assert rows[-1].passed_on == pytest.approx(1, abs=1e-4)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_a_model_of_ones_own(foreign_model: Path, tmp_path: Path) -> None:
@@ -125,6 +121,8 @@ def test_a_model_of_ones_own(foreign_model: Path, tmp_path: Path) -> None:
     )
     found = advise(config, Progress())
     assert len(found.layers) == 4
+    again = advise(dataclasses.replace(config, layer=2), Progress())
+    assert (again.layers, again.reason, again.tokens) == (found.layers, found.reason, found.tokens)
     assert found.chosen.steps == 7
     assert found.chosen.minutes > 0
     assert "number" not in json.dumps(dataclasses.asdict(found))

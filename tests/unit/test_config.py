@@ -16,7 +16,7 @@ from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.methods.rmu import RMU
 from lethe.types import InvalidLayerError, InvalidValueError, RunFolderError, UnknownNameError
 
-METHODS = "Methods: adaptive-rmu, rmu. See `lethe ls methods`."
+METHODS = "Methods: adaptive-rmu, lunar, rmu, rsv. See `lethe ls methods`."
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no step": ({"steps": 0}, "'steps' must be at least 1. Got 0."),

@@ -94,6 +94,7 @@ def test_a_row_holds_every_measure_once(given: dict[str, Any]) -> None:
         "topic": "t",
         "seconds": 0.1,
         "peak_mb": 5.0,
+        "retain_floor": 0.0,
     }
 
 

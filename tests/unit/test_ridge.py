@@ -209,7 +209,6 @@ def shift_problem(tokens: Sequence[int], dtype: torch.dtype = torch.float64) -> 
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "conjugate gradients":
         monkeypatch.setattr(ridge, "DIRECT", 0)
-        monkeypatch.setattr(ridge, "CHUNK_BYTES", 1000)
     return request.param
 
 
