@@ -72,7 +72,7 @@ def unlearn(argv: list[str]) -> None:
     if chosen.dry_run:
         from lethe.plan import plan
 
-        found = plan(chosen.run)
+        found = plan(chosen.run, reads=chosen.method.reads)
         if chosen.as_json:
             print_json({**configs.plain(chosen.method, chosen.run), "plan": dataclasses.asdict(found)})
         else:

@@ -1,11 +1,13 @@
 """What a run would load, train and need, without loading a weight."""
 
+import math
 import time
 from dataclasses import dataclass
 
 import torch
 
 from lethe import decoder, sources
+from lethe.closed_form import FP64_WIDTH
 from lethe.config import RunConfig
 from lethe.environment import find_device
 from lethe.weights import count_layers, skeleton
@@ -24,17 +26,21 @@ class Plan:
     weights_gb: float
     """Weights that training loads."""
     training_gb: float
-    """Initial and last good copies, gradients, fp32 masters and AdamW's moments of the trained matrices."""
+    """Initial and last good copies, gradients, fp32 masters and AdamW's moments of the trained matrices; of the ridge
+    solver, its sums."""
     patch_gb: float
     evaluation_gb: float
     """Weights of the whole model, which evaluation loads after training; 0 if it is skipped."""
     step_flops: float
+    """Of one step; of a closed form, of all solves together, without reading the corpora."""
     seconds: float
     """Time of training if its matrix products ran at the rate of one measured here; evaluation comes on top."""
+    whole_model_first: bool
+    """Whether reference prompts are asked before: that needs the whole model once."""
 
 
-def plan(config: RunConfig) -> Plan:
-    """Work out the cost of a run from the model's config alone.
+def plan(config: RunConfig, *, reads: str = "texts") -> Plan:
+    """Work out the cost of a run of a method that reads texts or prompts from the model's config alone.
 
     Raises: ModelError, InvalidLayerError, UnknownModuleError.
     """
@@ -64,16 +70,28 @@ def plan(config: RunConfig) -> Plan:
     replayed = sum(per_layer[start:])
     # Forget and retain: record 0..l once, run the slice once, and go back through its inputs and trained weights.
     products = 2 * (2 * sum(per_layer) + 2 * replayed + 2 * (replayed - per_layer[start]) + 2 * moving) * tokens
+    passes = config.steps
+    training = moving * copies
+    if config.solver != "gradient":
+        width = part.config.get_text_config().hidden_size
+        inputs_of = [math.prod(shape) // width for shape in trained.values()]
+        number = 8 if max(inputs_of) <= FP64_WIDTH else 4
+        # A Gram matrix and two products of residuals for each topic, a Gram matrix for what is kept.
+        training = sum(
+            ((len(config.forget) + 1) * p * p + 2 * len(config.forget) * width * p) * number for p in inputs_of
+        )
+        products, passes = sum(p**3 / 3 + 2 * p * p * width for p in inputs_of), 1
     return Plan(
         layers=config.layer + 1,
         of=count_layers(source, config.revision),
         matrices=trained,
         weights_gb=loaded * size / 1e9,
-        training_gb=moving * copies / 1e9,
+        training_gb=training / 1e9,
         patch_gb=moving * size / 1e9,
         evaluation_gb=whole * size / 1e9,
         step_flops=float(products),
-        seconds=config.steps * products / _rate(device, dtype),
+        seconds=passes * products / _rate(device, dtype),
+        whole_model_first=reads == "prompts",
     )
 
 

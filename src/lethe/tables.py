@@ -113,10 +113,16 @@ def plan(settings: Mapping[str, Any], found: Plan) -> Table:
     for name, shape in found.matrices.items():
         table.add_row("trained", Text(f"{name} {' x '.join(map(str, shape))}"))
     table.add_row("weights loaded for training", f"{found.weights_gb:.2g} GB")
-    table.add_row("copies, gradients, optimizer", f"{found.training_gb:.2g} GB, and activations")
+    closed = settings["run"]["solver"] != "gradient"
+    table.add_row(
+        "sums of the corpora" if closed else "copies, gradients, optimizer",
+        f"{found.training_gb:.2g} GB, and activations",
+    )
+    if found.whole_model_first:
+        table.add_row("before it", "the whole model once, to ask the reference prompts")
     table.add_row("weights loaded for evaluation", f"{found.evaluation_gb:.2g} GB, after training")
     table.add_row("patch", f"{found.patch_gb:.2g} GB")
-    table.add_row("a step", f"{found.step_flops / 1e9:.3g} GFLOP")
+    table.add_row("the solve" if closed else "a step", f"{found.step_flops / 1e9:.3g} GFLOP")
     table.add_row("training, estimated", f"{found.seconds:.3g} s at this machine's rate of matrix products")
     return table
 
