@@ -259,11 +259,12 @@ def _preconditioner(weighted: Sequence[tuple[Tensor, float]], diagonal: Tensor) 
     sample *= (weights.sum() / len(sample)).sqrt().item()
     inner = sample @ (sample.T / scale)
     inner.diagonal().add_(1)
-    factor = torch.linalg.cholesky(inner)
+    # As a matrix: triangular solves with one column keep threads waiting for each other.
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(inner))
 
     def apply(rest: Tensor) -> Tensor:
         scaled = rest / scale
-        return scaled - sample.T @ torch.cholesky_solve(sample @ scaled, factor) / scale
+        return scaled - sample.T @ (inverse @ (sample @ scaled)) / scale
 
     return apply
 

@@ -134,7 +134,8 @@ def _markdown(text: str) -> str:
 
 
 def _facts(run: Run) -> str:
-    named = {name: run.config[name] for name in ("layer", "steps", "seed") if run.config.get(name) is not None}
+    kept = ("layer", "solver", "seed") if run.solution else ("layer", "steps", "seed")
+    named = {name: run.config[name] for name in kept if run.config.get(name) is not None}
     parts = [f"{name} {value}" for name, value in named.items()]
     parts += [f"{name} {run.environment[name]}" for name in ("lethe", "device") if run.environment.get(name)]
     return " · ".join(parts)

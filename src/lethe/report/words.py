@@ -129,7 +129,7 @@ def rows(run: Run) -> list[Row]:
             table.append(
                 Row(
                     metric=spoken(metric),
-                    hint={"higher": "higher: knows more", "lower": "lower: knows more"}.get(after.better, ""),
+                    hint=_hint(after, has_set="/" in name),
                     set=metric_and_set(name)[1] or "all",
                     is_featured=metric in FEATURED,
                     before=with_error(before, share=share),
@@ -140,6 +140,13 @@ def rows(run: Run) -> list[Row]:
                 )
             )
     return table
+
+
+def _hint(score: Scores, *, has_set: bool) -> str:
+    if score.better == "neither":
+        return ""
+    # One number for forget and retain together has a good end; on a set alone it depends on the set.
+    return f"{score.better}: knows more" if has_set else f"{score.better}: better"
 
 
 def with_error(score: Scores, *, share: bool) -> str:
