@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lethe import RMU, AdaptiveRMU, Batch, LayerSlice, RunConfig, SteeringMethod, cli, outcomes, unlearn
 from lethe import sweep as sweeps
@@ -307,7 +308,7 @@ def test_the_folder_of_another_sweep_is_refused(
 ) -> None:
     first = spec(place, tmp_path / "s", "layer=1", evaluate="none")
     first.out.mkdir()
-    (first.out / "sweep.yaml").write_text(sweeps.yaml.safe_dump(sweeps._about(first)))
+    (first.out / "sweep.yaml").write_text(yaml.safe_dump(sweeps._about(first)))
     with pytest.raises(RunFolderError, match="holds another sweep") as error:
         sweep(change(place, first.out))
     assert said in str(error.value)
