@@ -22,7 +22,7 @@ from lethe.types import Batch, InvalidValueError, Topic, UsageError
 
 HELD_OUT = 5
 """Every fifth batch is held out where lambda is to be chosen."""
-LAM = 1e-2
+LAM = 1e-3
 """Lambda where there are too few batches to hold one out, or no sums to choose it with."""
 FP64_WIDTH = 4096
 """Sums of wider matrices are kept in fp32: at 14336 one of them is 0.8 GB already."""
