@@ -28,7 +28,7 @@ FLOORS = (
     ("analyses", "run"),
     ("sweep", "sweep_report", "tables"),
     ("commands",),
-    ("command_analyze", "command_files", "command_sweep"),
+    ("command_analyze", "command_files", "command_layers", "command_sweep"),
     ("cli",),
 )  # fmt: skip
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -7,7 +7,7 @@ from typing import NoReturn
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from lethe import command_analyze, command_files, command_sweep, commands, tables
+from lethe import command_analyze, command_files, command_layers, command_sweep, commands, tables
 from lethe import config as configs
 from lethe.commands import NOTES, RESULT
 from lethe.types import LetheError, UnknownNameError
@@ -34,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": commands.demo, "unlearn": commands.unlearn, "sweep": command_sweep.sweep, "advise": commands.advise,
-    "layers": commands.layers, "withdraw": commands.withdraw, "eval": commands.evaluate,
+    "demo": commands.demo, "unlearn": commands.unlearn, "sweep": command_sweep.sweep, "advise": command_layers.advise,
+    "layers": command_layers.layers, "withdraw": commands.withdraw, "eval": commands.evaluate,
     "analyze": command_analyze.analyze, "check": commands.check, "ls": commands.ls, "report": command_files.report,
     "export": command_files.export, "apply": command_files.apply, "revert": command_files.revert,
     "diff": command_files.diff,
