@@ -12,7 +12,8 @@ ROOT = Path(lethe.__file__).parent
 
 FLOORS = (
     ("types", "progress", "__version__"),
-    ("decoder", "directions", "environment", "losses", "recovery", "refusals", "saving", "textfiles", "weights"),
+    ("decoder", "directions", "environment", "losses", "recovery", "refusals", "saving", "textfiles",
+     "tokens", "weights"),
     # report reads run folders only, so it needs nothing of what wrote them.
     ("checkpoint", "corpora", "diff", "history", "keywords", "patch", "prompts", "questions", "report",
      "slice"),

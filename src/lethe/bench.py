@@ -24,13 +24,15 @@ from lethe.config import BUILTIN, ON_BUILTIN, RunConfig
 from lethe.corpora import Schedule
 from lethe.folder import RunFolder
 from lethe.methods.rmu import RMU
-from lethe.patch import Patch, restore
+from lethe.patch import Patch, copies, restore, swapped
 from lethe.progress import Progress
 from lethe.protocols import SteeringMethod, Subject
 from lethe.questions import subset
-from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, has_bos, pad
+from lethe.recordings import Recordings, Store
+from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, text_batch
 from lethe.slice import LayerSlice, Recording
 from lethe.solvers import Gradient
+from lethe.tokens import has_bos
 from lethe.types import Batch, EvalSet, HistoryRow, Question, RunFolderError, UnknownNameError, UsageError
 from lethe.weights import load_model, load_tokenizer
 
@@ -96,14 +98,14 @@ class Bench:
         """The edit of the run, if this is the bench of one."""
         if run is not None:
             originals = Patch.load(RunFolder(run).patch).apply_in_memory(self.model)
-            parameters = dict(self.model.named_parameters())
-            weights = {name: parameters[name].detach().clone() for name in originals}
+            weights = copies(self.model, originals)
             restore(self.model, originals)
             self.run = Variant(label="this run", coefficient=math.nan, weights=weights)
         self._trained: dict[tuple[SteeringMethod, RunConfig], Variant] = {}
         self._norms: list[float] = []
         self._room = environment.free_bytes(self.device) // 4
-        self._slice: tuple[RunConfig, _Remembering, Schedule] | None = None
+        self._recordings = Recordings(store=Store(self._room))
+        self._slice: tuple[RunConfig, LayerSlice, Schedule] | None = None
 
     @property
     def depth(self) -> int:
@@ -232,21 +234,16 @@ class Bench:
     @contextlib.contextmanager
     def applied(self, weights: Mapping[str, Tensor]) -> Iterator[Subject]:
         """The edited model for as long as the context lasts; the base is put back on exit, bit for bit."""
-        parameters = dict(self.model.named_parameters())
-        originals = {name: parameters[name].detach().clone() for name in weights}
-        try:
-            restore(self.model, weights)
+        with swapped(self.model, weights) as originals:
             yield Subject(model=self.model, tokenizer=self.tokenizer, originals=originals)
-        finally:
-            restore(self.model, originals)
 
     def _train(self, method: SteeringMethod, config: RunConfig, at: Sequence[int]) -> Variant:
         if self._slice is None or self._slice[0] != config:
-            self._slice = None  # room for the next recordings
+            self._recordings.clear()  # room for the next ones
             sources.check_layer(config)
             plan = sources.training_schedule(config, self.forget, self.retain, self.tokenizer)
             names = [decoder.trainable_names(self.model, k, config.train_modules) for k in config.trained_layers]
-            layers = _Remembering(self.model, config.trained_layers[0], config.layer + 1, sum(names, ()))
+            layers = self._recordings.cut(self.model, config.trained_layers[0], config.layer + 1, sum(names, ()))
             layers.check(plan.at(0)[1])
             self._slice = (config, layers, plan)
         _, layers, plan = self._slice
@@ -294,26 +291,6 @@ class Bench:
         )
 
 
-class _Remembering(LayerSlice):
-    """A slice that records a batch once, as far as a quarter of the free memory goes."""
-
-    def __init__(self, model: PreTrainedModel, start_at_layer: int, stop_at_layer: int, train: tuple[str, ...]):
-        super().__init__(model, start_at_layer, stop_at_layer, train)
-        self._kept: dict[int, tuple[Batch, Recording]] = {}
-        self._room = environment.free_bytes(self.device) // 4
-
-    def record(self, batch: Batch) -> Recording:
-        """What the slice was handed for this very batch, the first time or earlier."""
-        if id(batch) in self._kept:
-            return self._kept[id(batch)][1]
-        recording = super().record(batch)
-        if recording.nbytes <= self._room:
-            self._room -= recording.nbytes
-            # With the batch itself: once it is gone, another one may get its id.
-            self._kept[id(batch)] = (batch, recording)
-        return recording
-
-
 def open_bench(target: str, given: Mapping[str, Any], progress: Progress | None = None) -> Bench:
     """The bench of a model, or of a run folder with its settings; `given` changes fields of its RunConfig.
 
@@ -349,8 +326,7 @@ def walk(
     outputs = []
     with torch.no_grad():
         for layer, (args, kwargs) in list(zip(layers.layers, recording.calls, strict=True))[start:stop]:
-            output = layer(h, *args, **kwargs)
-            h = output[0] if isinstance(output, tuple) else output
+            h = decoder.hidden_of(layer(h, *args, **kwargs))
             outputs.append(h)
     return outputs
 
@@ -363,11 +339,4 @@ def spread_layers(depth: int, count: int) -> tuple[int, ...]:
 
 def _batches(subject: Subject, texts: Sequence[str]) -> list[Batch]:
     rows = [row for row in encode_texts(subject, texts) if len(row) > has_bos(subject.tokenizer, row)]
-    found = []
-    for part in batches(rows, TOKENS_PER_BATCH):
-        ids, real = pad(part, side="right", device=decoder.device_of(subject.model))
-        mask = real.clone()
-        for index, row in enumerate(part):
-            mask[index, 0] = not has_bos(subject.tokenizer, row)
-        found.append(Batch(input_ids=ids, attention_mask=real, mask=mask))
-    return found
+    return [text_batch(subject, part) for part in batches(rows, TOKENS_PER_BATCH)]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe.metrics.multiple_choice import MultipleChoice
-from lethe.patch import Patch, restore
+from lethe.patch import Patch, copies, restore
 from lethe.protocols import Subject
 from lethe.types import EvalSet, InvalidValueError, Scores, UsageError
 
@@ -59,7 +59,7 @@ def calibrate(
 
     originals = patch.apply_in_memory(model)
     parameters = dict(model.named_parameters())
-    edited = {name: parameters[name].detach().clone() for name in originals}
+    edited = copies(model, originals)
     try:
         restore(model, originals)
         wanted = tau * score("retain", {}).value

@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lethe.prefix import shared_log_probs
 from lethe.protocols import Subject
-from lethe.scoring import Span, context_length, encode, prompt_and_answers
+from lethe.scoring import Span, context_length, prompt_and_answers
+from lethe.tokens import encode
 from lethe.types import Question, QuestionError
 
 Asked = tuple[str, Sequence[str]]

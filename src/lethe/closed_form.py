@@ -106,7 +106,7 @@ def solve(
     if not (sums and config.keep_sums):
         return ClosedForm(values=values, facts=tuple(facts))
     new = Request(name=config.out.name, coefficient=getattr(method, method.coefficient), sums=sums)
-    return ClosedForm(values=values, facts=tuple(facts), requests=requests.add(earlier, new))
+    return ClosedForm(values=values, facts=tuple(facts), requests=(*earlier, new))
 
 
 def solve_again(

@@ -7,12 +7,11 @@ from typing import Literal
 
 from lethe import config as configs
 from lethe import outcomes, tables
-from lethe.commands import NOTES, RESULT, Json, defaults, examples, model_in, parse, print_json
+from lethe.commands import NOTES, RESULT, Json, defaults, examples, model_in, parse, print_json, require_method
 from lethe.config import RunConfig
 from lethe.environment import explaining_memory
 from lethe.grid import parse as parse_grid
 from lethe.outcomes import KEPT
-from lethe.types import UsageError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,10 +48,7 @@ def sweep(argv: list[str]) -> None:
         RESULT.print("All settings: lethe sweep METHOD --help")
         examples("sweep")
         return
-    if argv[0].startswith("-"):
-        raise UsageError(
-            f"the method comes before {argv[0]}: lethe sweep METHOD {argv[0]} ...\nSee `lethe ls methods`."
-        )
+    require_method("sweep", argv)
     method, run = defaults(argv[0], model_in(argv))
     flags = dataclasses.make_dataclass(
         "Sweep",

@@ -54,10 +54,7 @@ def unlearn(argv: list[str]) -> None:
         RESULT.print("Settings of a method: lethe unlearn METHOD --help")
         examples("unlearn")
         return
-    if argv[0].startswith("-"):
-        raise UsageError(
-            f"the method comes before {argv[0]}: lethe unlearn METHOD {argv[0]} ...\nSee `lethe ls methods`."
-        )
+    require_method("unlearn", argv)
     if argv[0].endswith((".yaml", ".yml")):
         method, run = configs.read_config(Path(argv[0]))
     else:
@@ -225,6 +222,14 @@ def examples(*names: str) -> None:
     for name in names:
         for line in tables.EXAMPLES[name]:
             RESULT.print(f"  {line}")
+
+
+def require_method(command: str, argv: list[str]) -> None:
+    """Raises: UsageError if the arguments begin with a flag."""
+    if argv[0].startswith("-"):
+        raise UsageError(
+            f"the method comes before {argv[0]}: lethe {command} METHOD {argv[0]} ...\nSee `lethe ls methods`."
+        )
 
 
 def defaults(method: str, model: str) -> tuple[SteeringMethod, RunConfig]:

@@ -66,7 +66,8 @@ class RunConfig:
     """Layers whose matrices are trained; by default l-2, l-1 and l (those that exist), or l alone if the solver is not
     gradient."""
     layers_from: Path | None = None
-    """Result of `lethe layers`, whose chosen layers take the place of `layer` and `train_layers`."""
+    """Result of `lethe layers`: its chosen layers take the place of `layer` and `train_layers` on the command line, and
+    the report shows it."""
     train_modules: tuple[str, ...] = ()
     """Matrices to train in each of these layers, `mlp.down_proj`; by default the MLP output matrices."""
     solver: Literal["gradient", "ridge", "pooled"] = "gradient"

@@ -1,7 +1,11 @@
 """Where a Hugging Face causal language model keeps its layers and its MLP output matrices."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lethe.types import InvalidLayerError, UnknownModuleError
@@ -103,3 +107,23 @@ def d_model(model: PreTrainedModel) -> int:
 def device_of(model: PreTrainedModel) -> torch.device:
     """Where the model's input belongs: the device of its embeddings."""
     return model.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state in what a layer returns: that itself, or a tuple that starts with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def changing(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """The hidden state that leaves the layer is changed for as long as the context lasts."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        changed = change(hidden_of(output))
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

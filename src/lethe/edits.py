@@ -97,12 +97,12 @@ def find(
 
     Raises: what the solvers raise.
     """
+    sharing = sharing or Sharing()
     if config.solver == "gradient":
-        return _train(method, config, material, tokenizer, device, dtype, folder, progress, sharing or Sharing())
+        return _train(method, config, material, tokenizer, device, dtype, folder, progress, sharing)
     method = configs.as_run(method, config)
     closed_form.check(method, config)
     held = requests.load(config.on) if config.on is not None else ()
-    sharing = sharing or Sharing()
     slices = sources.layer_slices(config, device, dtype, sharing)
     if config.withdraw is not None:
         found = closed_form.solve_again(method, config, slices, requests.withdraw(held, config.withdraw))

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from lethe import decoder
 from lethe.protocols import Subject
 from lethe.refusals import UNWANTED, WANTED
-from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, has_bos, measuring, pad
+from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, measuring
+from lethe.tokens import has_bos, pad
 from lethe.types import ModelError
 from lethe.weights import checkpoint_files
 

@@ -22,7 +22,8 @@ from lethe.prompts import Prompts
 from lethe.protocols import Subject
 from lethe.refusals import UNWANTED, WANTED, is_refusal
 from lethe.saving import write_text
-from lethe.scoring import batches, encode, generate, measuring, pad
+from lethe.scoring import batches, generate, measuring
+from lethe.tokens import encode, pad
 from lethe.types import InvalidValueError, Question, RunFolderError
 from lethe.weights import load_model, load_tokenizer
 
@@ -150,19 +151,15 @@ def steered(layer: nn.Module, shift: Float[Tensor, "d_model"]) -> Iterator[None]
     Prompts are padded on the left, and tokens that are generated later pass alone.
     """
 
-    def add(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
+    def add(hidden: Tensor) -> Tensor:
         if hidden.shape[1] == 1:
-            return output
+            return hidden
         hidden = hidden.clone()
         hidden[:, -1] += shift.to(hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return hidden
 
-    handle = layer.register_forward_hook(add)
-    try:
+    with decoder.changing(layer, add):
         yield
-    finally:
-        handle.remove()
 
 
 def _mean_last(subject: Subject, asked: Sequence[Question]) -> Float[Tensor, "layer d_model"]:
@@ -183,7 +180,7 @@ def _last_outputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
 
     def note(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output)[:, -1])
+        found.append(decoder.hidden_of(output)[:, -1])
 
     handles = [layer.register_forward_hook(note) for layer in decoder.find_layers(model)]
     try:

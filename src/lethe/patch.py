@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +218,26 @@ def restore(model: PreTrainedModel, originals: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, value in originals.items():
             parameters[name].copy_(value)
+
+
+def copies(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """The values that these parameters have now."""
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].detach().clone() for name in names}
+
+
+@contextlib.contextmanager
+def swapped(model: PreTrainedModel, values: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Other values in the model's parameters for as long as the context lasts, which gives those that they replaced.
+
+    On exit these are put back, bit for bit.
+    """
+    before = copies(model, values)
+    try:
+        restore(model, values)
+        yield before
+    finally:
+        restore(model, before)
 
 
 def revert(edited: str | Path, out: str | Path) -> Path:

@@ -18,7 +18,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from lethe import decoder
 from lethe.environment import explaining_memory
-from lethe.scoring import LOGITS_PER_BATCH, TOKENS_PER_BATCH, Span, measuring, pad
+from lethe.scoring import LOGITS_PER_BATCH, TOKENS_PER_BATCH, Span, measuring
+from lethe.tokens import pad
 from lethe.types import DivergedError, OutOfMemoryError
 
 FORWARD_COST = 256

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lethe.textfiles import decoded, did_you_mean, field_names, json_rows
+from lethe.tokens import encode, pad
 from lethe.types import Batch, CorpusError, Question
 
 Positions = Literal["last", "differing", "all"]
@@ -195,22 +196,15 @@ def _prompt(where: str, row: object) -> Question:
 
 def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[list[int]]:
     """Token ids without a closing EOS; a text that is too long loses its beginning, for its end is what is asked."""
-    rows = tokenizer([text.rstrip(" ") for text in texts], padding=False, verbose=False)["input_ids"] if texts else []
-    eos = tokenizer.eos_token_id
-    return [(row[:-1] if len(row) > 1 and row[-1] == eos else row)[-max_length:] for row in rows]
+    return [row[-max_length:] for row in encode(tokenizer, [text.rstrip(" ") for text in texts])]
 
 
 def _batches(rows: Sequence[Sequence[int]], firsts: Sequence[int], batch_size: int) -> tuple[Batch, ...]:
     def batch(start: int) -> Batch:
         chunk = rows[start : start + batch_size]
-        width = max(map(len, chunk))
-        ids = torch.zeros(len(chunk), width, dtype=torch.long)
-        real = torch.zeros(len(chunk), width, dtype=torch.bool)
-        mask = torch.zeros(len(chunk), width, dtype=torch.bool)
-        for index, row in enumerate(chunk):
-            ids[index, : len(row)] = torch.tensor(row)
-            real[index, : len(row)] = True
-            mask[index, firsts[start + index] : len(row)] = True
+        ids, real = pad(chunk, side="right", device=torch.device("cpu"))
+        position = torch.arange(real.shape[1])
+        mask = real & (position >= torch.tensor(firsts[start : start + batch_size])[:, None])
         return Batch(input_ids=ids, attention_mask=real, mask=mask)
 
     return tuple(batch(start) for start in range(0, len(rows), batch_size))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe.directions import gaussian_like
+from lethe.patch import swapped
 from lethe.slice import LayerSlice
 from lethe.types import Activation, EvalSet, InvalidValueError, Scores, State, Topic
 
@@ -113,6 +114,8 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     originals: dict[str, Tensor] = field(default_factory=dict, repr=False)
     """Untouched values of the edited parameters, by name; empty for an unedited model."""
+    retain_only: "Subject | None" = None
+    """The same model trained without the forget set, for metrics that compare with it."""
     known: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
     """What was already found out about this subject and is asked for by several metrics."""
 
@@ -125,17 +128,8 @@ class Subject:
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
         """The untouched model, for as long as the context lasts; the edit is put back on exit, bit for bit."""
-        parameters = dict(self.model.named_parameters())
-        edited = {name: parameters[name].detach().clone() for name in self.originals}
-        try:
-            with torch.no_grad():
-                for name, value in self.originals.items():
-                    parameters[name].copy_(value)
+        with swapped(self.model, self.originals):
             yield self.model
-        finally:
-            with torch.no_grad():
-                for name, value in edited.items():
-                    parameters[name].copy_(value)
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     """The questions of a `.jsonl`, `.json` (an array, or one object a line) or `.csv` file, in its order.
 
     A row has `prompt` or `question` (`prompt` where it has both), `answer`, and if wanted `choices`,
-    `accepted` (further right answers) and `topic`; a `.csv` has choices as columns choice0, choice1, ...
+    `accepted` (further right answers), `topic`, `paraphrased_answer` and `perturbed_answer` (a list; as TOFU has them);
+    a `.csv` has choices as columns choice0, choice1, ...
     `answer` is a text; with choices it may also be the letter A, B, ... or the 0-based index, which is a
     number in JSON and any whole number in a `.csv` (MMLU's form).
     Raises: QuestionError.
@@ -75,7 +76,9 @@ def _question(where: str, row: Any) -> Question:
         answer=_answer(where, row["answer"], choices),
         choices=choices,
         accepted=_texts(where, "accepted", row.get("accepted") or []),
-        topic=_text(where, "topic", row["topic"]) if row.get("topic") else "",
+        topic=_optional(where, "topic", row),
+        paraphrase=_optional(where, "paraphrased_answer", row),
+        perturbed=_texts(where, "perturbed_answer", row.get("perturbed_answer") or []),
     )
 
 
@@ -85,6 +88,10 @@ def _text(where: str, name: str, value: Any) -> str:
     if not value.strip():
         raise QuestionError(f"{where}: {name} is empty.\nFill it in, or remove the row.")
     return value
+
+
+def _optional(where: str, name: str, row: dict[str, Any]) -> str:
+    return _text(where, name, row[name]) if row.get(name) else ""
 
 
 def _texts(where: str, name: str, values: Any) -> tuple[str, ...]:

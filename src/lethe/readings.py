@@ -277,17 +277,12 @@ def _forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch pos v
 def _moving(layer: nn.Module, units: Float[Tensor, "batch d_model"], mask: Bool[Tensor, "batch pos"]) -> Iterator[None]:
     """Add to each counted token of the layer's output its own length times the row's direction."""
 
-    def move(_: nn.Module, __: Any, output: Any) -> Any:
-        h = output[0] if isinstance(output, tuple) else output
+    def move(h: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(h.float(), dim=-1) * mask.to(h.device)
-        h = h + (lengths[..., None] * units[:, None].to(h.device)).to(h.dtype)
-        return (h, *output[1:]) if isinstance(output, tuple) else h
+        return h + (lengths[..., None] * units[:, None].to(h.device)).to(h.dtype)
 
-    handle = layer.register_forward_hook(move)
-    try:
+    with decoder.changing(layer, move):
         yield
-    finally:
-        handle.remove()
 
 
 def _entering(keep: Callable[[int, Tensor], None], place: int) -> Callable[..., None]:
@@ -299,7 +294,7 @@ def _entering(keep: Callable[[int, Tensor], None], place: int) -> Callable[..., 
 
 def _leaving(keep: Callable[[int, Tensor], None], place: int) -> Callable[..., None]:
     def note(_: nn.Module, __: Any, output: Any) -> None:
-        keep(place, output[0] if isinstance(output, tuple) else output)
+        keep(place, decoder.hidden_of(output))
 
     return note
 

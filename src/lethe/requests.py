@@ -41,15 +41,6 @@ class Request:
     sums: dict[str, Sums] = field(repr=False)
 
 
-def add(earlier: Sequence[Request], new: Request) -> tuple[Request, ...]:
-    """The requests with one more.
-
-    Raises: UsageError if one has its name already, or edits other matrices.
-    """
-    check_fit(earlier, new.name, tuple(new.sums))
-    return (*earlier, new)
-
-
 def check_fit(earlier: Sequence[Request], name: str, matrices: Sequence[str]) -> None:
     """Refuse a request that cannot join the earlier ones.
 

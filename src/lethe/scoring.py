@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
@@ -24,7 +24,8 @@ from lethe import decoder
 from lethe.losses import token_log_probs
 from lethe.protocols import Subject
 from lethe.questions import letter_answers, render_letter
-from lethe.types import DivergedError, EvalSet, Question, Scores
+from lethe.tokens import encode, has_bos, pad
+from lethe.types import Batch, DivergedError, EvalSet, Question, Scores
 
 TOKENS_PER_BATCH = 4096
 """Most tokens, padding included, that a model reads at a time."""
@@ -45,20 +46,6 @@ class Span:
     ids: tuple[int, ...]
     start: int
     """At least 1: the first token has nothing to be predicted from."""
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with the tokenizer's own BOS and without a closing EOS."""
-    if not texts:
-        return []
-    rows = tokenizer(list(texts), add_special_tokens=True, truncation=False, padding=False, verbose=False)["input_ids"]
-    eos = tokenizer.eos_token_id
-    return [row[:-1] if len(row) > 1 and row[-1] == eos else row for row in rows]
-
-
-def has_bos(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
-    """Whether the row opens with BOS."""
-    return tokenizer.bos_token_id is not None and len(ids) > 0 and ids[0] == tokenizer.bos_token_id
 
 
 def encode_texts(subject: Subject, texts: Sequence[str]) -> list[tuple[int, ...]]:
@@ -174,7 +161,7 @@ def continue_prompts(
     at temperature 1: what is drawn depends on the seed and the prompt's tokens, not on what shares the batch.
     """
     model, tokenizer = subject.model, subject.tokenizer
-    stops = _eos_ids(model, tokenizer)
+    stops = eos_ids(model, tokenizer)
     rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
     room = max(1, context_length(model) - max(max_new_tokens, default=0))
     # A space left at the end of a prompt is a token of its own that no answer follows in training text.
@@ -310,18 +297,13 @@ def batches(rows: Sequence[Row], tokens_per_batch: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def pad(
-    rows: Sequence[Sequence[int]], *, side: Literal["left", "right"], device: torch.device
-) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    """Token ids padded to the longest row, and True where they are real."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+def text_batch(subject: Subject, rows: Sequence[Sequence[int]]) -> Batch:
+    """Token rows as a batch on the model's device, padded on the right; all but BOS and padding counts."""
+    ids, real = pad(rows, side="right", device=decoder.device_of(subject.model))
+    mask = real.clone()
     for index, row in enumerate(rows):
-        place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-        ids[index, place] = torch.tensor(row)
-        mask[index, place] = True
-    return ids.to(device), mask.to(device)
+        mask[index, 0] = not has_bos(subject.tokenizer, row)
+    return Batch(input_ids=ids, attention_mask=real, mask=mask)
 
 
 def context_length(model: PreTrainedModel) -> int:
@@ -329,7 +311,7 @@ def context_length(model: PreTrainedModel) -> int:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 10**6
 
 
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token that ends a text: the tokenizer's and those of the model's own generation settings."""
     own = model.generation_config.eos_token_id if model.generation_config else None
     ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
@@ -352,7 +334,7 @@ def _ranks(logits: Float[Tensor, "step vocab"], ids: Int[Tensor, " token"]) -> F
 
 
 def _first_line(subject: Subject, continued: Span) -> str:
-    stops = _eos_ids(subject.model, subject.tokenizer)
+    stops = eos_ids(subject.model, subject.tokenizer)
     ids = [token for token in continued.ids[continued.start :] if token not in stops]
     return str(subject.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")[0].strip()
 

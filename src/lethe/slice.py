@@ -86,7 +86,7 @@ class LayerSlice:
         # What was recorded of the first layer holds for its recorded input alone.
         with _constant(recording.constants if noise is None else ()):
             for layer, (args, kwargs) in zip(self.layers, recording.calls, strict=True):
-                hidden = _hidden(layer(hidden, *args, **kwargs))
+                hidden = decoder.hidden_of(layer(hidden, *args, **kwargs))
         return hidden
 
     @contextmanager
@@ -151,7 +151,7 @@ class LayerSlice:
         with ExitStack() as stack:
             for layer in self.layers:
                 stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
-            last = self.layers[-1].register_forward_hook(lambda _, __, output: frozen.append(_hidden(output)))
+            last = self.layers[-1].register_forward_hook(lambda _, __, output: frozen.append(decoder.hidden_of(output)))
             stack.callback(last.remove)
             constants = stack.enter_context(self._watch_first_layer())
             yield found
@@ -187,7 +187,7 @@ class LayerSlice:
         last: list[Tensor] = []
 
         def stop(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            last.append(_hidden(output))
+            last.append(decoder.hidden_of(output))
             raise _Stop
 
         handle = self.layers[-1].register_forward_hook(stop)
@@ -262,11 +262,6 @@ def _without_hidden(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
 
-def _hidden(output: Any) -> Tensor:
-    """A layer returns its hidden state, or a tuple that starts with it."""
-    return output[0] if isinstance(output, tuple) else output
-
-
 def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
@@ -279,19 +274,26 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _constant(outputs: tuple[tuple[nn.Module, Any], ...]) -> Iterator[None]:
-    """Let modules return recorded outputs instead of computing them, for as long as the context lasts."""
-    saved = [(module, module.__dict__.get("forward")) for module, _ in outputs]
+def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Put a forward in a module's place for as long as the context lasts."""
+    own = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
     try:
-        for module, output in outputs:
-            module.forward = _returning(output)  # type: ignore[method-assign]
         yield
     finally:
-        for module, forward in saved:
-            if forward is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = forward  # type: ignore[method-assign]
+        if own is None:
+            module.__dict__.pop("forward", None)
+        else:
+            module.forward = own  # type: ignore[method-assign]
+
+
+@contextmanager
+def _constant(outputs: tuple[tuple[nn.Module, Any], ...]) -> Iterator[None]:
+    """Let modules return recorded outputs instead of computing them, for as long as the context lasts."""
+    with ExitStack() as stack:
+        for module, output in outputs:
+            stack.enter_context(calling(module, _returning(output)))
+        yield
 
 
 def _returning(output: Any) -> Callable[..., Any]:

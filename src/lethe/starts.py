@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from lethe import decoder
 from lethe.recordings import Store
+from lethe.slice import calling
 
 ALLOWED = 1e-2
 """Largest difference of logits, as a share of the largest, on a GPU, which may choose another kernel; on a CPU none."""
@@ -48,8 +49,8 @@ class Starts:
         forward = _Forward(self, model, usable)
         with ExitStack() as stack:
             for number, layer in enumerate(layers):
-                stack.enter_context(_calling(layer, forward.through(number, layer.forward)))
-            stack.enter_context(_calling(model, forward.whole(model.forward)))
+                stack.enter_context(calling(layer, forward.through(number, layer.forward)))
+            stack.enter_context(calling(model, forward.whole(model.forward)))
             yield
 
     def clear(self) -> None:
@@ -124,7 +125,7 @@ class _Forward:
             return
         self.starts._widths[number] = len(output) if isinstance(output, tuple) else 0
         if self.noted is not None and number + 1 in self.usable:
-            self.noted[number + 1] = output[0] if isinstance(output, tuple) else output
+            self.noted[number + 1] = decoder.hidden_of(output)
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
@@ -158,17 +159,3 @@ def _like(original: Callable[..., Any], forward: Callable[..., Any]) -> Callable
     """The library asks a forward for its arguments."""
     forward.__wrapped__ = original  # type: ignore[attr-defined]
     return forward
-
-
-@contextmanager
-def _calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Put a forward in a module's place for as long as the context lasts."""
-    own = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if own is None:
-            module.__dict__.pop("forward", None)
-        else:
-            module.forward = own  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rich.console import Console
@@ -129,26 +130,17 @@ def plan(settings: Mapping[str, Any], found: Plan) -> Table:
 
 def methods() -> Table:
     """Every discovered method."""
-    table = _table("", "method", "what it does", "source")
-    for name, kind in discover(methods_folder).items():
-        table.add_row(name, _first_line(kind), kind.source)  # type: ignore[attr-defined]
-    return table
+    return _discovered(methods_folder, "method", "what it does")
 
 
 def metrics() -> Table:
-    """Every discovered metric."""
-    table = _table("", "metric", "what it measures", "source")
-    for name, kind in discover(metrics_folder).items():
-        table.add_row(name.replace("-", "_"), _first_line(kind), kind.source)  # type: ignore[attr-defined]
-    return table
+    """Every discovered metric, as reports call it."""
+    return _discovered(metrics_folder, "metric", "what it measures", joint="_")
 
 
 def analyses() -> Table:
     """Every discovered analysis."""
-    table = _table("", "analysis", "what it shows", "source")
-    for name, kind in discover(analyses_folder).items():
-        table.add_row(name, _first_line(kind), kind.source)  # type: ignore[attr-defined]
-    return table
+    return _discovered(analyses_folder, "analysis", "what it shows")
 
 
 def runs(folder: Path) -> Table:
@@ -283,6 +275,13 @@ class Bars(Progress):
     def warn(self, text: str) -> None:
         """A line above the bars."""
         self.console.print(Text.assemble(("warning:", "yellow"), f" {text}"))
+
+
+def _discovered(folder: ModuleType, noun: str, what: str, *, joint: str = "-") -> Table:
+    table = _table("", noun, what, "source")
+    for name, kind in discover(folder).items():
+        table.add_row(name.replace("-", joint), _first_line(kind), kind.source)  # type: ignore[attr-defined]
+    return table
 
 
 def _table(title: str, *columns: str) -> Table:

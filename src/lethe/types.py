@@ -143,6 +143,10 @@ class Question:
     accepted: tuple[str, ...] = ()
     """Further answers that count as correct in free-form scoring (the four ways to decline, say)."""
     topic: str = ""
+    paraphrase: str = ""
+    """The correct answer in other words (TOFU), for the truth ratio."""
+    perturbed: tuple[str, ...] = ()
+    """Wrong answers of the same form (TOFU); unlike choices they are never shown."""
 
     @property
     def answer_index(self) -> int:
@@ -176,6 +180,12 @@ class EvalSet:
     """Forget keywords that are put into questions; none, and the trigger metric is not measured."""
     neutral: tuple[str, ...] = ()
     """For each keyword, one of equal token length that has nothing to do with the forget corpora."""
+    passages: tuple[tuple[str, str], ...] = ()
+    """Beginnings of passages of the corpus, each with how it goes on, for verbatim memorisation."""
+    holdout: tuple[str, ...] = ()
+    """Texts like this set's that the model was never trained on, for membership inference."""
+    nli: Path | None = None
+    """Folder of a model of natural language inference, for entailment; without it that is not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

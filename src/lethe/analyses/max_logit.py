@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 
 from lethe import decoder
 from lethe.analysis import Finding, summary
 from lethe.bench import Bench
 from lethe.protocols import Subject
 from lethe.report.analyses import INK, drawing, shades
-from lethe.scoring import TOKENS_PER_BATCH, batches, context_length, encode, measuring, pad, prompt_and_answers
+from lethe.scoring import TOKENS_PER_BATCH, batches, context_length, eos_ids, measuring, prompt_and_answers
+from lethe.tokens import encode, pad
 from lethe.types import Question
 
 
@@ -74,7 +75,7 @@ class MaxLogit:
 def _answers(subject: Subject, questions: tuple[Question, ...], scoring: Any, new_tokens: int) -> list[torch.Tensor]:
     """Per question [token, 2]: the largest logit and the largest probability at each token of its greedy answer."""
     model, tokenizer = subject.model, subject.tokenizer
-    stops = _stops(model, tokenizer)
+    stops = eos_ids(model, tokenizer)
     prompts = [prompt_and_answers(question, scoring)[0].rstrip() for question in questions]
     room = max(1, context_length(model) - new_tokens)
     rows = [tuple(ids[-room:]) for ids in encode(tokenizer, prompts)]
@@ -105,12 +106,6 @@ def _answers(subject: Subject, questions: tuple[Question, ...], scoring: Any, ne
                 end = next((place + 1 for place, token in enumerate(new) if token in stops), len(new))
                 found.append(values[:end])
     return found
-
-
-def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    own = model.generation_config.eos_token_id if model.generation_config else None
-    ids = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return sorted({index for index in ids if index is not None})
 
 
 def _reading(data: dict[str, Any]) -> str:

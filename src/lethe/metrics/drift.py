@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from lethe import decoder
 from lethe.losses import cosine
 from lethe.protocols import Subject
-from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, has_bos, mean_scores, measuring, pad
+from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, mean_scores, measuring, text_batch
+from lethe.tokens import has_bos
 from lethe.types import Batch, EvalSet, Scores
 
 
@@ -79,7 +80,7 @@ def _score(
     means: dict[tuple[int, ...], Float[Tensor, " layer"]] = {}
     with measuring(subject.model):
         for batch_rows in batches(list(dict.fromkeys(rows)), TOKENS_PER_BATCH):
-            batch = _batch(subject, batch_rows)
+            batch = text_batch(subject, batch_rows)
             values = torch.stack([layer.cpu() for layer in measure(batch)])
             mask = batch.mask.cpu()
             by_row = torch.where(mask, values, 0).sum(-1).T / mask.sum(-1)[:, None]
@@ -87,14 +88,6 @@ def _score(
     by_text = torch.stack([means[row] for row in rows]).double()
     scores = mean_scores(by_text.mean(1).tolist(), "neither")
     return replace(scores, by_layer=tuple(by_text.mean(0).tolist()))
-
-
-def _batch(subject: Subject, rows: list[tuple[int, ...]]) -> Batch:
-    ids, attention_mask = pad(rows, side="right", device=decoder.device_of(subject.model))
-    mask = attention_mask.clone()
-    for index, row in enumerate(rows):
-        mask[index, 0] = not has_bos(subject.tokenizer, row)
-    return Batch(input_ids=ids, attention_mask=attention_mask, mask=mask)
 
 
 def _read_layers(model: PreTrainedModel, batch: Batch, read: Callable[[int, Tensor], Tensor]) -> list[Tensor]:
@@ -105,7 +98,7 @@ def _read_layers(model: PreTrainedModel, batch: Batch, read: Callable[[int, Tens
     found: dict[int, Tensor] = {}
 
     def note(layer: int, _: nn.Module, __: Any, output: Any) -> None:
-        found[layer] = read(layer, output[0] if isinstance(output, tuple) else output)
+        found[layer] = read(layer, decoder.hidden_of(output))
 
     layers = decoder.find_layers(model)
     handles = [module.register_forward_hook(partial(note, layer)) for layer, module in enumerate(layers)]

@@ -38,7 +38,7 @@ def write_report(run_folder: Path, report: dict[str, Any] | None = None) -> Path
         "edited": _edited(run),
         "limits": words.LIMITS,
     }
-    page = _render(
+    page = render(
         "report.html.jinja",
         **facts,
         table=_groups([row for row in facts["rows"] if row.is_featured]),
@@ -62,7 +62,7 @@ def write_report(run_folder: Path, report: dict[str, Any] | None = None) -> Path
         config=_yaml({"method": run.method, "config": run.config}),
         environment=_yaml(run.environment) if run.environment else "",
     )
-    write_text(run_folder / "report.md", _render("report.md.jinja", **facts))
+    write_text(run_folder / "report.md", render("report.md.jinja", **facts))
     return write_text(run_folder / "report.html", page)
 
 
@@ -78,7 +78,7 @@ def compare(run_folders: Sequence[Path], out: Path) -> Path:
     metric = words.main_metric(runs)
     marks = {method: figures.MARKERS[shape] for method, shape in figures.shape_of_methods(runs).items()}
     sets = ("forget", "adjacent", "retain")
-    page = _render(
+    page = render(
         "compare.html.jinja",
         title=f"{len(runs)} runs compared" if len(runs) > 1 else "1 run",
         metric=words.spoken(metric) if metric else "",
@@ -106,7 +106,8 @@ def compare(run_folders: Sequence[Path], out: Path) -> Path:
     return write_text(out, page)
 
 
-def _render(template: str, **facts: Any) -> str:
+def render(template: str, **facts: Any) -> str:
+    """A template of this folder, filled in; what is missing from `facts` is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=template.endswith(".html.jinja"),

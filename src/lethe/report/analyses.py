@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from lethe.report import _render
-from lethe.report.figures import COLOURS, _embed
+from lethe.report import render
+from lethe.report.figures import COLOURS, embed
 from lethe.report.words import LIMITS
 from lethe.saving import replacing, write_text
 
@@ -100,12 +100,12 @@ def write_page(
         {"name": name, "title": heading, "reading": reading, "svg": _embedded(figure, name, heading)}
         for name, heading, reading, figure in drawings
     ]
-    page = _render("analyses.html.jinja", title=title, facts=facts, shown=shown, missing=missing, limits=LIMITS)
+    page = render("analyses.html.jinja", title=title, facts=facts, shown=shown, missing=missing, limits=LIMITS)
     return write_text(path, page)
 
 
 def _embedded(figure: Figure, name: str, title: str) -> Markup:
-    svg = _embed(_svg(figure, name), name, title)
+    svg = embed(_svg(figure, name), name, title)
     return Markup(re.sub("|".join(_CSS), lambda colour: _CSS[colour[0]], svg))
 
 

@@ -363,10 +363,10 @@ def _draw(name: str, title: str, draw: Callable[[Axes], None], *, height: int = 
         figure.subplots_adjust(left / _WIDTH, bottom / height, 1 - 14 / _WIDTH, 1 - 8 / height)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return Drawing(title=title, svg=Markup(_embed(file.getvalue(), re.sub(r"\W+", "-", name), title)))
+    return Drawing(title=title, svg=Markup(embed(file.getvalue(), re.sub(r"\W+", "-", name), title)))
 
 
-def _embed(svg: str, prefix: str, title: str) -> str:
+def embed(svg: str, prefix: str, title: str) -> str:
     """A stand-alone SVG file as part of a page: no prologue, no addresses, ids of its own, the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from lethe.report import _render
+from lethe.report import render
 from lethe.report.analyses import INK, _embedded, drawing, write_figure
 from lethe.report.figures import COLOURS
 from lethe.report.words import LIMITS
@@ -114,7 +114,7 @@ def write(
         figures["heatmap"] = (f"{maps[0].row_name.capitalize()} and {maps[0].column_name}", heat(maps))
     for name, (_, figure) in figures.items():
         write_figure(figure, folder, name)
-    page = _render(
+    page = render(
         "sweep.html.jinja",
         title=title,
         facts=facts,
