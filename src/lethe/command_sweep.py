@@ -20,9 +20,19 @@ class _Settings:
 
     grid: tuple[str, ...] = ()
     """Settings of the method or the run with their values: layer=3,7,11 beta=2,3,5. Several numbers as one value are
-    joined by +: train_layers=3+4,5+6."""
+    joined by +: train_layers=3+4,5+6. With --engine optuna a number may have a range: beta=1..10 lr=1e-5..1e-3:log."""
     seeds: tuple[int, ...] = (0,)
     """Seeds; each cell is run with every one."""
+    engine: Literal["local", "ray", "optuna"] = "local"
+    """Run cells here one after another; a layer's cells at a time on the workers of a Ray cluster (that of
+    RAY_ADDRESS, or one on this machine) that share this file system; or here, as Optuna proposes them within ranges."""
+    workers: int | None = None
+    """With ray: groups of cells that run beside each other; by default as many as the cluster has room for."""
+    trials: int = 40
+    """With optuna: settings to try, each with all seeds; more of them go on with the same search."""
+    halving: bool = False
+    """Train all settings for a few of the --steps, the best third for three times as many, and so on until one is
+    left."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
     """Where recordings are kept while the sweep runs: in memory, in mapped files under --out, or nowhere; auto takes
     the first of these that they fit."""
@@ -62,9 +72,10 @@ def sweep(argv: list[str]) -> None:
     )
     name = configs.method_name(method)
     chosen = parse(flags, argv[1:], f"sweep {name}", f"{type(method).__doc__}\n\nSource: {method.source}")
-    from lethe.sweep import Sweep, describe
+    from lethe.cell_group import describe
     from lethe.sweep import sweep as run_sweep
     from lethe.sweep_report import table, write_page
+    from lethe.sweep_spec import Sweep
 
     own = {field.name: getattr(chosen.sweep, field.name) for field in dataclasses.fields(_Settings)}
     axes, floor = parse_grid(own.pop("grid"), chosen.method), own.pop("keep")

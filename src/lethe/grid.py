@@ -14,7 +14,24 @@ from lethe.config import RunConfig, nearest
 from lethe.protocols import SteeringMethod
 from lethe.types import InvalidValueError, UnknownNameError, UsageError
 
-Axes = Mapping[str, tuple[Any, ...]]
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """All numbers between two, both included, as a search takes them."""
+
+    low: float | int
+    high: float | int
+    is_log: bool = False
+    """Whether equal factors are equally likely, not equal differences."""
+    is_whole: bool = False
+    """Whether it holds whole numbers only."""
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}" + ":log" * self.is_log
+
+
+Axes = Mapping[str, tuple[Any, ...] | Range]
+"""By field of the method or of RunConfig."""
 
 FIXED = {
     "seed": "Pass --seeds 0 1 2.",
@@ -44,13 +61,15 @@ class Cell:
 def parse(words: Sequence[str], method: SteeringMethod) -> Axes:
     """The values of each setting from words like `layer=3,7,11`; several numbers as one value are joined by `+`.
 
+    A number may have a range, `beta=1..10` or `lr=1e-5..1e-3:log`.
+
     Raises: UsageError for an empty grid or a word that is no assignment; UnknownNameError for a setting that neither
-    the method nor RunConfig has; InvalidValueError for a value of another type.
+    the method nor RunConfig has; InvalidValueError for a value of another type, or an empty range.
     """
     if not words:
         raise UsageError("the grid is empty.\nName settings and values: --grid layer=3,7,11 beta=2,3,5")
     kinds = {f.name: f.type for f in (*dataclasses.fields(RunConfig), *dataclasses.fields(method))}
-    axes: dict[str, tuple[Any, ...]] = {}
+    axes: dict[str, tuple[Any, ...] | Range] = {}
     for word in words:
         key, is_assigned, values = word.partition("=")
         name = key.strip().lstrip("-").replace("-", "_")
@@ -68,6 +87,10 @@ def parse(words: Sequence[str], method: SteeringMethod) -> Axes:
         found = [part.strip() for part in values.split(",") if part.strip()]
         if not found:
             raise UsageError(f"'{name}' has no value in the grid.\nWrite {name}=VALUE,VALUE,...")
+        number = _number(kinds[name])
+        if number is not None and ".." in values:
+            axes[name] = _range(name, values.strip(), number)
+            continue
         axes[name] = tuple(dict.fromkeys(_value(name, text, kinds[name]) for text in found))
     return axes
 
@@ -75,15 +98,18 @@ def parse(words: Sequence[str], method: SteeringMethod) -> Axes:
 def cells(method: SteeringMethod, config: RunConfig, axes: Axes, seeds: Sequence[int], folder: Path) -> list[Cell]:
     """Every combination of values with every seed, in an order in which neighbours share most.
 
+    A range stands for its ends; whole numbers that decide what is recorded stand for themselves.
+
     Raises: InvalidValueError for a value out of its range; UsageError without a seed.
     """
     if not seeds:
         raise UsageError("there is no seed.\nPass --seeds 0 1 2.")
+    listed = {name: _ends(name, values) if isinstance(values, Range) else values for name, values in axes.items()}
     own = {field.name for field in dataclasses.fields(method)}
     found = []
     order = sorted(axes, key=lambda name: _rank(name, own))
     for seed in dict.fromkeys(seeds):
-        for values in itertools.product(*(axes[name] for name in order)):
+        for values in itertools.product(*(listed[name] for name in order)):
             chosen = dict(zip(order, values, strict=True))
             settings = {name: chosen[name] for name in axes}
             name = "_".join(f"{key}-{_spoken(value)}" for key, value in {**settings, "seed": seed}.items())
@@ -109,6 +135,30 @@ def _rank(name: str, of_method: set[str]) -> int:
     if name in ("layer", "train_layers", "train_modules"):
         return 1
     return 2 if name in of_method or name in ("lr", "lam") else 0
+
+
+def _number(kind: Any) -> type[int] | type[float] | None:
+    """The type of a setting that is one number (or none)."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return next((part for part in (int, float) if part in kinds), None)
+
+
+def _range(name: str, text: str, kind: type[int] | type[float]) -> Range:
+    span, is_scaled, scale = text.partition(":")
+    if "," in text or (is_scaled and scale != "log"):
+        raise UsageError(f"'{text}' is no range of '{name}'.\nWrite {name}=LOW..HIGH or {name}=LOW..HIGH:log")
+    low, high = (_value(name, part.strip(), kind) for part in span.split("..", 1))
+    if not low < high:
+        raise InvalidValueError(f"'{name}' has an empty range. Got {text}.\nWrite the lower end first.")
+    if is_scaled and low <= 0:
+        raise InvalidValueError(f"'{name}' has no logarithm at {low:g}. Got {text}.\nBegin the range above 0.")
+    return Range(low=low, high=high, is_log=bool(is_scaled), is_whole=kind is int)
+
+
+def _ends(name: str, values: Range) -> tuple[Any, ...]:
+    if values.is_whole and name == "layer":
+        return tuple(range(int(values.low), int(values.high) + 1))
+    return (values.low, values.high)
 
 
 def _value(name: str, text: str, kind: Any) -> Any:

@@ -48,6 +48,8 @@ class CellOutcome:
     """Of all phases of the run."""
     mixed: dict[str, float] | None = None
     """What calibration found."""
+    stopped: int | None = None
+    """Steps after which halving stopped it; None if it was trained to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,8 @@ class Point:
     """Whether it was measured on all questions, as a finalist."""
     mixed_forget: Score | None = None
     """Forget score after calibration."""
+    stopped: int | None = None
+    """Steps after which halving stopped it; None if it was trained to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +98,8 @@ class Outcomes:
     """Forwards of evaluation that started at the slice."""
     device: str = ""
     command: str = ""
+    how: str = ""
+    """How settings were chosen on the way, where not every combination was trained to the end."""
 
     @property
     def rule(self) -> str:
@@ -116,18 +122,25 @@ class Outcomes:
         return ranked[0] if ranked else None
 
     def ranked(self) -> list[Point]:
-        """Points, best first; finalists come before points that were measured on fewer questions."""
+        """Points, best first: finalists, then others that were trained to the end, then those of shorter rungs."""
         if self.metric is None:
             return []
         return sorted(self.points, key=self._rank)
 
-    def _rank(self, point: Point) -> tuple[bool, bool, float, float]:
-        sign = -1 if self.metric == "perplexity" else 1
-        if point.mixed_forget is not None:
-            return not point.is_final, False, point.mixed_forget.value, -point.kept
+    def merit(self, point: Point) -> float:
+        """What the rule ranks settings by, as one number: less is better.
+
+        In (-inf, 1] if enough is kept, above 2 if not.
+        """
         if point.kept >= self.floor:
-            return not point.is_final, False, sign * point.after["forget"].value, -point.kept
-        return not point.is_final, True, -point.kept, sign * point.after["forget"].value
+            return (-1 if self.metric == "perplexity" else 1) * point.after["forget"].value
+        return 2 + self.floor - point.kept
+
+    def _rank(self, point: Point) -> tuple[bool, float, float, float]:
+        short = 0.0 if point.stopped is None else 1 / point.stopped
+        if point.mixed_forget is not None:
+            return not point.is_final, short, point.mixed_forget.value, -point.kept
+        return not point.is_final, short, self.merit(point), -point.kept
 
     @property
     def spoken(self) -> str:
@@ -135,8 +148,12 @@ class Outcomes:
         return {"multiple_choice": "accuracy", "exact_match": "exact answers"}.get(self.metric or "", self.metric or "")
 
 
-def read(method: SteeringMethod, cells: Sequence[Cell], *, floor: float) -> Outcomes:
-    """The outcomes of complete cells, from their folders.
+def read(
+    method: SteeringMethod, cells: Sequence[Cell], *, floor: float, out: Path, stopped: int | None = None
+) -> Outcomes:
+    """The outcomes of complete cells of the sweep in `out`, from their folders.
+
+    `stopped` are the steps of a rung that is not the last.
 
     Raises: RunFolderError if one cannot be read.
     """
@@ -154,11 +171,12 @@ def read(method: SteeringMethod, cells: Sequence[Cell], *, floor: float) -> Outc
         outcomes.append(
             CellOutcome(
                 name=cell.name,
-                folder=f"{cell.config.out.parent.name}/{cell.name}",
+                folder=cell.config.out.relative_to(out).as_posix(),
                 settings=cell.settings,
                 seed=cell.config.seed,
                 after=after,
                 seconds=sum(phase["seconds"] for phase in report["timing"].values()),
+                stopped=stopped,
             )
         )
     axes = {name: tuple(dict.fromkeys(cell.settings[name] for cell in cells)) for name in cells[0].settings}
@@ -177,19 +195,26 @@ def read(method: SteeringMethod, cells: Sequence[Cell], *, floor: float) -> Outc
 
 def joined(found: Outcomes, finals: Outcomes) -> Outcomes:
     """The outcomes with those of finalists in place of the same settings measured on fewer questions."""
-    better = [replace(point, is_final=True) for point in finals.points]
-    done = [point.settings for point in better]
+    better = tuple(replace(point, is_final=True) for point in finals.points)
+    return replace(extended(found, replace(finals, points=better)), base=finals.base)
+
+
+def extended(found: Outcomes, later: Outcomes) -> Outcomes:
+    """The outcomes with later ones in place of those of the same settings."""
+    done = [point.settings for point in later.points]
     rest = [point for point in found.points if point.settings not in done]
     kept = [cell for cell in found.cells if cell.settings not in done]
-    return replace(found, points=(*better, *rest), cells=(*finals.cells, *kept), base=finals.base)
+    return replace(found, points=(*later.points, *rest), cells=(*later.cells, *kept))
 
 
 def calibrated(found: Outcomes, mixed: Mapping[str, dict[str, float]], tau: float) -> Outcomes:
-    """The outcomes with what calibration found for each cell, by its name."""
-    cells = tuple(replace(cell, mixed=mixed[cell.name]) for cell in found.cells)
+    """The outcomes with what calibration found for each cell that was trained to the end, by its name."""
+    cells = tuple(replace(cell, mixed=mixed.get(cell.name)) for cell in found.cells)
 
-    def of(point: Point) -> Score:
-        own = [mixed[cell.name] for cell in cells if cell.settings == point.settings]
+    def of(point: Point) -> Score | None:
+        own = [cell.mixed for cell in cells if cell.settings == point.settings and cell.mixed is not None]
+        if not own:
+            return None
         return _mean([Score(value=m["forget"], stderr=m["forget_stderr"], n=1) for m in own])
 
     return replace(
@@ -211,15 +236,15 @@ def as_csv(found: Outcomes) -> str:
     writer = csv.writer(file, lineterminator="\n")
     sets = [name for name in SETS if name in found.base]
     mixed = ["share", "mixed_forget"] if found.tau is not None else []
-    writer.writerow(
-        ["cell", *found.axes, "seed", *(f"{s}{end}" for s in sets for end in ("", "_stderr")), *mixed, "seconds"]
-    )
+    stopped = ["stopped_at"] if any(cell.stopped for cell in found.cells) else []
+    scored = [f"{s}{end}" for s in sets for end in ("", "_stderr")]
+    writer.writerow(["cell", *found.axes, "seed", *stopped, *scored, *mixed, "seconds"])
     for cell in found.cells:
         scores = [number for s in sets for number in (cell.after[s].value, cell.after[s].stderr)]
-        extra = [cell.mixed["share"], cell.mixed["forget"]] if cell.mixed is not None else []
-        writer.writerow(
-            [cell.name, *(_spoken(cell.settings[a]) for a in found.axes), cell.seed, *scores, *extra, cell.seconds]
-        )
+        extra = ["" if cell.mixed is None else cell.mixed[name] for name in ("share", "forget")] if mixed else []
+        rung = ["" if cell.stopped is None else cell.stopped] if stopped else []
+        settings = [_spoken(cell.settings[a]) for a in found.axes]
+        writer.writerow([cell.name, *settings, cell.seed, *rung, *scores, *extra, cell.seconds])
     return file.getvalue()
 
 
@@ -233,7 +258,8 @@ def _points(cells: Sequence[CellOutcome], base: dict[str, Score], metric: str | 
             pair = after["retain"].value, base["retain"].value
             above, below = pair if metric != "perplexity" else pair[::-1]
             kept = above / below if below else 1.0
-        points.append(Point(settings=settings, after=after, kept=kept, seeds=tuple(cell.seed for cell in own)))
+        seeds = tuple(cell.seed for cell in own)
+        points.append(Point(settings=settings, after=after, kept=kept, seeds=seeds, stopped=own[0].stopped))
     return tuple(points)
 
 

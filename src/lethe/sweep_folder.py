@@ -35,7 +35,7 @@ def locked(out: Path, about: dict[str, Any]) -> Iterator[None]:
             write_text(path, yaml.safe_dump(about, sort_keys=False, allow_unicode=True))
             yield
         finally:
-            if is_new and not any(out.rglob("report.json")) and not (out / "cells").exists():
+            if is_new and {file.name for file in out.iterdir()} <= {"sweep.yaml", "lock"}:
                 path.unlink(missing_ok=True)
                 (out / "lock").unlink(missing_ok=True)
                 with contextlib.suppress(OSError):
@@ -65,4 +65,4 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tupl
         if name in ("method", "run") and isinstance(was, dict) and isinstance(now, dict):
             yield from _differences(was, now)
         elif was != now:
-            yield name, was, now
+            yield name, "not set" if was is None else was, "not set" if now is None else now

@@ -23,7 +23,8 @@ def table(found: Outcomes) -> Table:
     for number, point in enumerate(found.ranked(), start=1):
         settings = [_spoken(point.settings[name]) for name in found.axes]
         scores = [_score(found, point.after[name]) for name in ("forget", "retain")]
-        kept = f"{100 * point.kept:.0f} %" + " (finalist)" * point.is_final
+        note = " (finalist)" if point.is_final else f" (after {point.stopped} steps)" if point.stopped else ""
+        kept = f"{100 * point.kept:.0f} %{note}"
         extra = [_score(found, point.mixed_forget)] if point.mixed_forget is not None else []
         shown.add_row(str(number), *settings, str(len(point.seeds)), *scores, kept, *extra)
     if found.metric is None:
@@ -31,7 +32,7 @@ def table(found: Outcomes) -> Table:
         return shown
     base = [_score(found, found.base[name]) for name in ("forget", "retain")]
     shown.add_row("", *["untouched", *[""] * (len(found.axes) - 1)], "", *base, "")
-    shown.caption = f"Number 1 is chosen: {found.rule}."
+    shown.caption = f"Number 1 is chosen: {found.rule}." + f"\n{found.how}" * bool(found.how)
     shown.caption_justify = "left"
     return shown
 
@@ -47,6 +48,7 @@ def write_page(found: Outcomes, folder: Path) -> Path:
         title=f"Sweep of {found.method} on {found.model}",
         facts=" · ".join(part for part in facts if part),
         rule=found.rule if found.metric else "",
+        how=found.how,
         spoken=found.spoken,
         names=list(found.axes),
         lines=[_line(found, number, point) for number, point in enumerate(found.ranked(), start=1)],
@@ -66,6 +68,7 @@ def _line(found: Outcomes, number: int, point: Point) -> Line:
         kept=point.kept,
         mixed=None if point.mixed_forget is None else _pair(point.mixed_forget),
         is_final=point.is_final,
+        stopped=point.stopped,
     )
 
 
@@ -73,6 +76,10 @@ def _maps(found: Outcomes) -> list[Map]:
     """Maps of layer and coefficient, where both are in the grid; means over what else is."""
     coefficient = method_class(found.method).coefficient  # type: ignore[attr-defined]
     if found.metric is None or "layer" not in found.axes or coefficient not in found.axes:
+        return []
+    fields = len(found.axes["layer"]) * len(found.axes[coefficient])
+    # Steps differ between halving's rungs, and values out of a range leave most of a map empty.
+    if any(point.stopped for point in found.points) or 2 * len(found.points) < fields:
         return []
     maps = []
     for name in ("forget", "retain"):

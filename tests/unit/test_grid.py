@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lethe import LUNAR, RMU, AdaptiveRMU, RunConfig
-from lethe.grid import cells, parse
+from lethe.grid import Range, cells, parse
 from lethe.types import InvalidLayerError, InvalidValueError, LetheError, UnknownNameError, UsageError
 
 CONFIG = RunConfig(model="builtin")
@@ -51,7 +51,7 @@ def test_equal_values_are_one() -> None:
         (["layer"], UsageError, "'layer' is no setting with values"),
         (["layer=1", "layer=2"], UsageError, "stands in the grid twice"),
         (["laier=3"], UnknownNameError, "Did you mean 'layer'?"),
-        (["bata=3"], UnknownNameError, "Did you mean 'beta'?"),
+        (["betta=3"], UnknownNameError, "Did you mean 'beta'?"),
         (["layer=3.5"], InvalidValueError, "'layer' must be a whole number. Got 3.5"),
         (["beta=high"], InvalidValueError, "'beta' must be a number. Got high"),
         (["beta=nan"], InvalidValueError, "'beta' must be a finite number"),
@@ -60,12 +60,35 @@ def test_equal_values_are_one() -> None:
         (["seed=0,1"], UsageError, "Pass --seeds 0 1 2"),
         (["model=a,b"], UsageError, "Make one sweep for each value"),
         (["on=runs/a"], UsageError, "starts from the untouched model"),
+        (["beta=5..1"], InvalidValueError, "'beta' has an empty range. Got 5..1"),
+        (["beta=2..2"], InvalidValueError, "'beta' has an empty range"),
+        (["lr=0..1:log"], InvalidValueError, "'lr' has no logarithm at 0"),
+        (["lr=1..2:lin"], UsageError, "'1..2:lin' is no range of 'lr'"),
+        (["beta=1..2,5"], UsageError, "Write beta=LOW..HIGH"),
+        (["beta=1.."], InvalidValueError, "'beta' must be a number. Got ."),
+        (["layer=1..2.5"], InvalidValueError, "'layer' must be a whole number. Got 2.5"),
     ],
 )
 def test_what_is_no_grid_is_refused(words: list[str], kind: type[LetheError], said: str) -> None:
     with pytest.raises(kind) as error:
         parse(words, AdaptiveRMU())
     assert said in str(error.value)
+
+
+def test_ranges_stand_for_their_ends_and_for_every_layer() -> None:
+    axes = parse(["layer=3..5", "beta=1..10", "lr=1e-5..1e-3:log", "lam=0.1..1", "retain=../a.txt"], AdaptiveRMU())
+    assert axes == {
+        "layer": Range(low=3, high=5, is_whole=True),
+        "beta": Range(low=1.0, high=10.0),
+        "lr": Range(low=1e-5, high=1e-3, is_log=True),
+        "lam": Range(low=0.1, high=1.0),
+        "retain": ("../a.txt",),
+    }
+    assert [str(axes[name]) for name in ("layer", "lr")] == ["3..5", "1e-05..0.001:log"]
+    found = cells(AdaptiveRMU(), CONFIG, {name: axes[name] for name in ("layer", "beta")}, (0,), Path("s"))
+    assert {(cell.settings["layer"], cell.settings["beta"]) for cell in found} == {
+        (layer, beta) for layer in (3, 4, 5) for beta in (1.0, 10.0)
+    }
 
 
 def test_a_setting_of_another_method_is_unknown() -> None:

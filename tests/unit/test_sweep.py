@@ -8,7 +8,9 @@ import multiprocessing
 import random
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import yaml
 
 from lethe import RMU, AdaptiveRMU, Batch, LayerSlice, RunConfig, SteeringMethod, cli, outcomes, unlearn
 from lethe import sweep as sweeps
+from lethe.cell_group import describe, run_group
 from lethe.decoder import trainable_names
 from lethe.grid import parse
 from lethe.outcomes import CellOutcome, Outcomes, Point, Score
@@ -28,11 +31,13 @@ from lethe.scoring import measuring
 from lethe.starts import Starts
 from lethe.sweep import Sharable, Sweep, sweep
 from lethe.sweep_report import table, write_page
+from lethe.sweep_spec import about
 from lethe.types import InvalidLayerError, InvalidValueError, RunFolderError, UsageError
 
 METHOD = AdaptiveRMU(beta=2.0, alpha=1.0)
 # Each process is a fork of one that has done the slow imports.
 CONTEXT = multiprocessing.get_context("forkserver")
+SLOW_IMPORTS = ["pytest", "lethe.cli", "lethe.sweep", "lethe.sweep_report", "transformers.models.llama.modeling_llama"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -229,9 +234,14 @@ def test_finalists_are_measured_on_all_questions_and_mixtures_keep_enough(place:
 # Interruptions
 
 
-def kill_at_random(place: Path, out: Path) -> None:
+def twelve_cells(place: Path, out: Path, begins: Any = None) -> None:
     torch.set_num_threads(1)
-    sweep(spec(place, out, "layer=1,3", "beta=2,5", evaluate="none"))
+    if begins is not None:
+        begins.set()
+    with pytest.MonkeyPatch.context() as patched:
+        # Most of such a short run would be the drawing of its page.
+        patched.setattr("lethe.report.write_report", lambda *_: None)
+        sweep(spec(place, out, "layer=1,2,3", "beta=2,3,5,8", steps=3, evaluate="none"))
 
 
 def finished(out: Path) -> dict[str, bytes]:
@@ -239,28 +249,39 @@ def finished(out: Path) -> dict[str, bytes]:
 
 
 def test_ten_kills_at_random_moments_lose_no_finished_cell(place: Path, tmp_path: Path) -> None:
-    CONTEXT.set_forkserver_preload(["lethe", "lethe.sweep"])
+    CONTEXT.set_forkserver_preload(SLOW_IMPORTS)
     out, rng = tmp_path / "killed", random.Random(0)
-    kill_at_random(place, tmp_path / "whole")
+    began = time.perf_counter()
+    twelve_cells(place, tmp_path / "whole")
+    whole = time.perf_counter() - began
     done: dict[str, bytes] = {}
-    kills = 0
+    amid = kills = 0
     while kills < 10:
-        process = CONTEXT.Process(target=kill_at_random, args=(place, out))
+        begins = CONTEXT.Event()
+        process = CONTEXT.Process(target=twelve_cells, args=(place, out, begins))
         process.start()
-        process.join(rng.uniform(0.1, 0.9))
+        assert begins.wait(60)
+        process.join(rng.uniform(0.05, 0.3) * whole)
         process.kill()
         process.join()
-        kills += 1
         now = finished(out)
         assert done.items() <= now.items()
+        if process.exitcode == 0:
+            # It was faster than it was measured: nothing was left to kill.
+            shutil.rmtree(out)
+            now = {}
+        else:
+            kills += 1
+            amid += len(now) > len(done)
         done = now
-    kill_at_random(place, out)
-    assert len(finished(out)) == 4
+    assert amid >= 2  # Kills between cells, not only before the first of them.
+    twelve_cells(place, out)
+    assert len(finished(out)) == 12
     assert done.items() <= finished(out).items()
-    for whole in (tmp_path / "whole" / "cells").iterdir():
-        killed = out / "cells" / whole.name
-        assert (killed / "patch.safetensors").read_bytes() == (whole / "patch.safetensors").read_bytes()
-        assert {file.name for file in killed.iterdir()} == {file.name for file in whole.iterdir()}
+    for whole_cell in (tmp_path / "whole" / "cells").iterdir():
+        killed = out / "cells" / whole_cell.name
+        assert (killed / "patch.safetensors").read_bytes() == (whole_cell / "patch.safetensors").read_bytes()
+        assert {file.name for file in killed.iterdir()} == {file.name for file in whole_cell.iterdir()}
     assert not (out / "cache").exists()
 
 
@@ -278,6 +299,70 @@ def test_ctrl_c_leaves_whole_cells(place: Path, tmp_path: Path) -> None:
     plans: list[Sharable] = []
     sweep(made, on_plan=plans.append)
     assert (plans[0].done, len(finished(made.out))) == (1, 4)
+
+
+# Halving and search
+
+
+def test_halving_trains_the_best_to_the_end(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path / "s", "beta=2,5,8", halving=True, steps=6, limit=2)
+    plans: list[Sharable] = []
+    found = sweep(made, on_plan=plans.append)
+    assert plans[0].cells == 3 + 1
+    assert [(point.stopped, len(point.seeds)) for point in found.ranked()] == [(None, 1), (2, 1), (2, 1)]
+    (whole,) = (made.out / "cells").iterdir()
+    short = [folder for folder in (made.out / "rungs" / "2").iterdir() if folder.is_dir()]
+    assert len(short) == 3
+    for folder, steps in ((whole, 6), *((folder, 2) for folder in short)):
+        assert len(json.loads((folder / "report.json").read_text())["history"]) == steps
+    # The run that went to the end is the one that is made without halving.
+    alone = next(cell for cell in made.cells() if cell.name == whole.name)
+    unlearn(alone.method, RunConfig(**{**vars(alone.config), "out": tmp_path / whole.name}))
+    same_run(tmp_path / whole.name, whole)
+    with pytest.raises(RunFolderError, match="halving is True, not not set"):
+        sweep(spec(place, made.out, "beta=2,5,8", steps=6, limit=2))
+
+
+def test_a_search_is_a_sweep_and_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("beta=1..10", "layer=1..3")
+    found = sweep(spec(place, tmp_path / "s", *words, engine="optuna", trials=2, limit=2))
+    assert len(found.points) == 2
+    assert found.passes == 2 * 4  # One pass for all layers that the search may come to.
+    written = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert written["chosen"] == found.ranked()[0].settings
+    assert "as Optuna proposed them" in written["how"]
+    assert found.how in write_page(found, tmp_path / "s").read_text()
+    monkeypatch.setattr("lethe.run.unlearn", lambda *_, **__: pytest.fail("a complete trial ran again"))
+    assert sweep(spec(place, tmp_path / "s", *words, engine="optuna", trials=2, limit=2)).points == found.points
+
+
+def test_ray_is_given_groups_of_a_layer_and_only_what_is_left(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = spec(place, tmp_path / "s", "layer=1,3", "beta=2,5", engine="ray", workers=2, evaluate="none")
+    given: list[list[list[str]]] = []
+
+    def run_here(groups: Any, spec: Sweep, command: str, progress: Progress, workers: int | None) -> dict[str, str]:
+        given.append([[cell.name for cell in group] for group in groups])
+        assert (command, workers) == ("lethe sweep", 2)
+        failed: dict[str, str] = {}
+        for group in groups:
+            failed |= run_group(spec, group[:1], command=command, progress=progress, workers=workers or 1)
+            failed |= {cell.name: "the loss became infinite" for cell in group[1:]}
+        return failed
+
+    monkeypatch.setattr("lethe.ray_engine.run_cells", run_here)
+    plans: list[Sharable] = []
+    first, found = (sweep(made, command="lethe sweep", on_plan=plans.append) for _ in range(2))
+    names = [[f"layer-{layer}_beta-{beta}_seed-0" for beta in (2, 5)] for layer in (1, 3)]
+    assert given == [names, [group[1:] for group in names]]
+    assert set(first.failed) == {group[1] for group in names}
+    assert not found.failed
+    assert describe(plans[0]).startswith("4 cells; 2 groups of one layer each")
+    assert (plans[1].done, plans[1].groups) == (2, 2)
+    assert not (made.out / "cache").exists()
+    # Another engine takes them as its own.
+    assert sweep(replace(made, engine="local", workers=None)).cells == found.cells
 
 
 # Refusals
@@ -300,15 +385,17 @@ def test_two_processes_do_not_share_a_folder(place: Path, tmp_path: Path) -> Non
         (lambda p, out: spec(p, out, "layer=1", seeds=(0, 1), evaluate="none"), "seeds is"),
         (lambda p, out: spec(p, out, "layer=1", steps=5, evaluate="none"), "steps is 4, not 5"),
         (lambda p, out: spec(p, out, "layer=1", method=RMU(), evaluate="none"), "name is adaptive-rmu, not rmu"),
+        (lambda p, out: spec(p, out, "layer=1,2", steps=30, halving=True), "halving is not set, not True"),
+        (lambda p, out: spec(p, out, "layer=1..2", engine="optuna"), "engine is not set, not optuna"),
     ],
-    ids=["grid", "seeds", "steps", "method"],
+    ids=["grid", "seeds", "steps", "method", "halving", "engine"],
 )
 def test_the_folder_of_another_sweep_is_refused(
     change: Callable[[Path, Path], Sweep], said: str, place: Path, tmp_path: Path
 ) -> None:
     first = spec(place, tmp_path / "s", "layer=1", evaluate="none")
     first.out.mkdir()
-    (first.out / "sweep.yaml").write_text(yaml.safe_dump(sweeps._about(first)))
+    (first.out / "sweep.yaml").write_text(yaml.safe_dump(about(first)))
     with pytest.raises(RunFolderError, match="holds another sweep") as error:
         sweep(change(place, first.out))
     assert said in str(error.value)
@@ -363,6 +450,11 @@ def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(json.loads(out)["cells"]) == 4
     assert "4 cells; recordings of 1 slices" in err
     assert "Did you mean 'layer'?" in err
+    for words, said in (("lr=1e-5..1e-3", "--engine optuna"), ("layer=2,3 --engine optuna", "no range that Optuna")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(f"{command} {words}".replace("--evaluate none", "").split())
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 # Parts

@@ -30,6 +30,8 @@ class Line:
     mixed: Number | None
     """Forget score after calibration."""
     is_final: bool
+    stopped: int | None = None
+    """Steps after which halving stopped it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,12 @@ class Map:
 
 
 def pareto(lines: Sequence[Line], base: tuple[Number, Number], spoken: str, chance: float | None) -> Figure:
-    """Forget against retain after each combination of settings, with standard errors; the first one is the chosen."""
+    """Forget against retain after each combination of settings, with standard errors; the first one is the chosen.
+
+    Those that halving stopped are hollow.
+    """
     with drawing() as (figure, (axes,)):
+        stopped = next((line.number for line in lines if line.stopped), None)
         for line in lines:
             chosen = line.number == 1
             axes.errorbar(
@@ -56,10 +62,11 @@ def pareto(lines: Sequence[Line], base: tuple[Number, Number], spoken: str, chan
                 yerr=line.retain[1] or None,
                 fmt="D" if chosen else "o",
                 color=COLOURS["forget"] if chosen else INK,
+                mfc="white" if line.stopped else None,
                 ms=8 if chosen else 5,
                 elinewidth=1,
                 zorder=3 if chosen else 2,
-                label="chosen" if chosen else None,
+                label="chosen" if chosen else "stopped earlier" if line.number == stopped else None,
             )
             axes.annotate(
                 str(line.number), (line.forget[0], line.retain[0]), (5, 4), textcoords="offset points", fontsize=8
@@ -97,6 +104,7 @@ def write(
     title: str,
     facts: str,
     rule: str,
+    how: str,
     spoken: str,
     names: Sequence[str],
     lines: Sequence[Line],
@@ -119,6 +127,7 @@ def write(
         title=title,
         facts=facts,
         rule=rule,
+        how=how,
         spoken=spoken,
         names=names,
         lines=lines,
