@@ -67,6 +67,12 @@ def pair_spans(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[Span]
     return _spans(subject, moved)
 
 
+def answer_spans(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[Span]:
+    """The tokens of each answer after its prompt, where `generate` puts them: a newline between is the prompt's."""
+    bare = [(prompt.rstrip(" "), answer) for prompt, answer in pairs]
+    return _spans(subject, [(prompt, _space(prompt) + answer) for prompt, answer in bare])
+
+
 def _spans(subject: Subject, pairs: Sequence[tuple[str, str]]) -> list[Span]:
     prompts = sorted({prompt for prompt, _ in pairs})
     lengths = dict(zip(prompts, map(len, encode(subject.tokenizer, prompts)), strict=True))
@@ -140,11 +146,12 @@ def generate(
     prompts: Sequence[str],
     max_new_tokens: Sequence[int],
     *,
+    lines: bool = True,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[str]:
-    """The greedy continuation of each prompt up to EOS, a newline or its number of new tokens."""
-    found = continue_prompts(subject, prompts, max_new_tokens, tokens_per_batch=tokens_per_batch)
-    return [_first_line(subject, span) for span in found]
+    """The greedy continuation of each prompt up to EOS, a newline (with `lines`) or its number of new tokens."""
+    found = continue_prompts(subject, prompts, max_new_tokens, lines=lines, tokens_per_batch=tokens_per_batch)
+    return [_first_line(subject, span) if lines else _text(subject, span) for span in found]
 
 
 def continue_prompts(
@@ -153,12 +160,13 @@ def continue_prompts(
     max_new_tokens: Sequence[int],
     *,
     seed: str | None = None,
+    lines: bool = True,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[Span]:
     """The tokens of each prompt, and from `start` on those that the model continues it with.
 
-    The last one is EOS or holds a newline, unless the number of new tokens was used up. With a `seed` they are sampled
-    at temperature 1: what is drawn depends on the seed and the prompt's tokens, not on what shares the batch.
+    The last one is EOS or, with `lines`, holds a newline, unless the number of new tokens was used up. With a `seed`
+    they are sampled at temperature 1: what is drawn depends on the seed and the prompt's tokens, not on the batch.
     """
     model, tokenizer = subject.model, subject.tokenizer
     stops = eos_ids(model, tokenizer)
@@ -185,10 +193,10 @@ def continue_prompts(
                     attention_mask=mask.long(),
                     generation_config=config,
                     logits_processor=LogitsProcessorList(draws),
-                    stopping_criteria=StoppingCriteriaList([_Newline(tokenizer)]),
+                    stopping_criteria=StoppingCriteriaList([_Newline(tokenizer)] * lines),
                 )
             for row, new in zip(batch, output[:, ids.shape[1] :].tolist(), strict=True):
-                end = _line_end(tokenizer, new, stops)
+                end = _end(tokenizer, new, stops, lines)
                 for index in rows[row]:
                     found[index] = Span(ids=(*row, *new[: min(end, max_new_tokens[index])]), start=len(row))
     return [found[index] for index in range(len(prompts))]
@@ -248,8 +256,8 @@ def gold_ranks(
     """
 
     def find() -> list[tuple[Tensor, ...]]:
-        asked = [(question.prompt.rstrip(" "), golds(question)) for question in free_form(data)]
-        spans = _spans(subject, [(prompt, _space(prompt) + gold) for prompt, texts in asked for gold in texts])
+        asked = [(question.prompt, golds(question)) for question in free_form(data)]
+        spans = answer_spans(subject, [(prompt, gold) for prompt, texts in asked for gold in texts])
         wanted = [span.ids[span.start :] for span in spans]
         if free_running:
             own = continuations(subject, data, samples=0)
@@ -334,14 +342,18 @@ def _ranks(logits: Float[Tensor, "step vocab"], ids: Int[Tensor, " token"]) -> F
 
 
 def _first_line(subject: Subject, continued: Span) -> str:
+    return _text(subject, continued).partition("\n")[0].strip()
+
+
+def _text(subject: Subject, continued: Span) -> str:
     stops = eos_ids(subject.model, subject.tokenizer)
     ids = [token for token in continued.ids[continued.start :] if token not in stops]
-    return str(subject.tokenizer.decode(ids, skip_special_tokens=True)).partition("\n")[0].strip()
+    return str(subject.tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _line_end(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stops: Sequence[int]) -> int:
-    """Number of tokens up to the first that is EOS or holds a newline, that one included."""
-    texts = tokenizer.batch_decode([[token] for token in ids])
+def _end(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], stops: Sequence[int], lines: bool) -> int:
+    """Number of tokens up to the first that is EOS or, with `lines`, holds a newline, that one included."""
+    texts = tokenizer.batch_decode([[token] for token in ids]) if lines else [""] * len(ids)
     ends = (n for n, (token, text) in enumerate(zip(ids, texts, strict=True), 1) if token in stops or "\n" in text)
     return next(ends, len(ids))
 

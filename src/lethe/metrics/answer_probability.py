@@ -1,0 +1,42 @@
+"""How probable the correct answer is."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lethe.likelihood import Likelihood, likelihoods
+from lethe.protocols import Subject
+from lethe.scoring import mean_scores
+from lethe.types import EvalSet, Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerProbability:
+    """Probability of the correct answer given the question, to the power of one over its number of tokens.
+
+    A question with wrong answers and no paraphrase (TOFU's real authors and world facts) counts by the correct
+    answer's share of the summed probabilities of all of them. EOS does not count (it does in open-unlearning). None
+    without a free-form question.
+    """
+
+    source: ClassVar[str] = "Maini et al., TOFU (2024), arXiv 2401.06121, section 2.2.1: probability"
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = "1 / number of answers where wrong ones are given, else none"
+    needs: ClassVar[str] = "free-form questions"
+
+    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+        """Probability in [0, 1] over the free-form questions."""
+        found = likelihoods(subject, data)
+        if not found:
+            return None
+        guess = [1 / (1 + len(one.wrong)) for one in found if one.is_normalised]
+        chance = math.fsum(guess) / len(guess) if len(guess) == len(found) else None
+        return mean_scores([_probability(one) for one in found], "higher", chance=chance)
+
+
+def _probability(found: Likelihood) -> float:
+    if not found.is_normalised:
+        return math.exp(found.answer)
+    texts = (found.answer, *found.wrong)
+    highest = max(texts)
+    return math.exp(found.answer - highest) / math.fsum(math.exp(text - highest) for text in texts)
