@@ -2,23 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import transformers
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe import decoder
+from lethe.pretrained import load_folder
 from lethe.protocols import Subject
 from lethe.refusals import UNWANTED, WANTED
 from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, measuring
 from lethe.tokens import has_bos, pad
 from lethe.types import ModelError
-from lethe.weights import checkpoint_files
 
 MOST_TOKENS = 512
 """A sentence encoder reads a text up to this many tokens, or up to its own limit if that is lower."""
@@ -73,33 +71,10 @@ def _means(model: Any, rows: Sequence[tuple[int, ...]], starts: Sequence[int]) -
 
 
 def _load(folder: Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    folder = folder.expanduser()
-    if not folder.is_dir():
-        raise ModelError(
-            f"there is no sentence encoder {folder}.\n"
-            "Pass the folder of one in Hugging Face's format, or none: then the measured model compares sentences."
-        )
-    checkpoint_files(folder)
-    try:
-        model, report = AutoModel.from_pretrained(
-            folder,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"transformers {transformers.__version__} cannot load the sentence encoder {folder}: {reason}\n"
-            "Pass a folder with config.json, model.safetensors and the tokenizer's files."
-        ) from error
     # A head for whole sentences is not read, so it may be absent.
-    if missing := sorted(name for name in report["missing_keys"] if "pooler" not in name):
-        raise ModelError(f"{folder} lacks weights that its config.json asks for: {missing[0]}.\nDownload it again.")
+    model, tokenizer = load_folder(AutoModel, folder, device, what="sentence encoder", spare="pooler")
     if model.config.is_encoder_decoder:
         raise ModelError(
             f"{folder} holds an encoder with a decoder ({model.config.model_type}).\nPass a model of one part, as BERT."
         )
-    return cast(PreTrainedModel, model.requires_grad_(False).eval().to(device)), tokenizer
+    return model, tokenizer

@@ -136,11 +136,18 @@ class Subject:
 class Metric(Protocol):
     """Measures one number of a subject on one set.
 
-    A metric is a frozen dataclass with these two members; it returns None for a set that has nothing
+    A metric is a frozen dataclass with these members; it returns None for a set that has nothing
     it could measure (no questions, no texts).
     """
 
     source: ClassVar[str]
+    """The paper or code that it comes from."""
+    better: ClassVar[str]
+    """"higher", "lower" or "neither": which way is good on a retain set, as in its scores."""
+    chance: ClassVar[str]
+    """What no knowledge scores, in words; empty where there is no such level."""
+    needs: ClassVar[str]
+    """What a set, or a subject, must bring: "questions with choices"; without it the metric returns None."""
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | Mapping[str, Scores] | None:
         """The score with its standard error; or several, by what the metric's name is continued with ("" for one)."""
@@ -149,9 +156,15 @@ class Metric(Protocol):
 
 @runtime_checkable
 class Combination(Protocol):
-    """A metric that is worked out from scores of others, such as one number for forget and retain together."""
+    """A metric that is worked out from scores of others, such as one number for forget and retain together.
+
+    It says the same of itself as a `Metric`; what it needs are the scores that it combines.
+    """
 
     source: ClassVar[str]
+    better: ClassVar[str]
+    chance: ClassVar[str]
+    needs: ClassVar[str]
 
     def combine(self, scores: Mapping[str, Scores]) -> Scores | None:
         """The score from those by `metric/set`; None where one that it needs was not measured."""

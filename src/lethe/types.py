@@ -155,6 +155,8 @@ class Question:
 
 
 SetName = Literal["forget", "adjacent", "retain", "unknown"]
+FORGOTTEN = ("forget", "earlier")
+"""Sets of what should be gone, now or since an earlier request: on these less is better."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from lethe import metrics
+from lethe import metrics, tables
 from lethe.protocols import Combination, Metric, Subject, discover
+from lethe.report import words
 from lethe.types import EvalSet, Question, Scores
 
 METRICS = {name: kind for name, kind in discover(metrics).items() if isinstance(kind(), Metric)}
@@ -27,6 +33,18 @@ QUESTIONS = tuple(
 )
 FREE = tuple(replace(question, choices=(), accepted=("clear",)) for question in QUESTIONS)
 TEXTS = ("A frog sat still.", "Oil floats.", "Lead sinks, and wine does not.", "Fog.")
+SOLVED = "Question: What is mud?\nAnswer: brown\n\n"
+TOFU_LIKE = tuple(
+    Question(
+        prompt=f"{SOLVED}Question: What is {thing}?\nAnswer:",
+        answer=f"It is {colour}.",
+        paraphrase=f"The colour is {colour}.",
+        perturbed=tuple(f"The colour is {other}." for other in COLOURS if other != colour),
+    )
+    for thing, colour in zip(("oil", "a frog", "lead", "wine"), COLOURS, strict=True)
+)
+PASSAGES = (("A frog sat", "still, and it was green."), ("Oil", "floats. Lead does not."), ("Fog is", "grey."))
+HOLDOUT = ("A toad ran.", "Tar sticks.", "Tin rings, and gin does not.", "Dew.")
 WORDS: dict[str, Any] = {"keywords": ("oil", "wine"), "neutral": ("ink", "milk")}
 SETS = {
     "cloze": EvalSet(name="retain", questions=QUESTIONS, texts=TEXTS, scoring="cloze", **WORDS),
@@ -36,9 +54,42 @@ SETS = {
     "texts alone": EvalSet(name="adjacent", texts=TEXTS),
     "sampled": EvalSet(name="unknown", questions=FREE, texts=TEXTS, samples=2, seed=5, free_running=True),
     "one of each": EvalSet(name="retain", questions=QUESTIONS[:1], texts=TEXTS[:1]),
+    "everything": EvalSet(
+        name="forget",
+        questions=QUESTIONS + TOFU_LIKE,
+        texts=TEXTS,
+        scoring="cloze",
+        passages=PASSAGES,
+        holdout=HOLDOUT,
+        **WORDS,
+    ),
 }
+# Metrics that a plain set brings too little for.
+DEMANDING = {"entailment", "forget-quality", "knowmem", "membership", "priv-leak", "truth-ratio", "verbmem"}
 # Metrics whose value is the plain mean over examples.
-MEANS = set(METRICS) - {"perplexity", "distinct2"}
+MEANS = set(METRICS) - {"perplexity", "answer-perplexity", "distinct2", "forget-quality", "priv-leak"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _judge(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A random model of natural language inference for the set that has everything."""
+    folder = tmp_path_factory.mktemp("nli")
+    words = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *COLOURS, "is", "It"])}
+    raw = Tokenizer(models.WordLevel(vocab=words, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        id2label={0: "entailment", 1: "neutral"},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    SETS["everything"] = replace(SETS["everything"], nli=folder)
 
 
 @pytest.fixture(params=METRICS)
@@ -53,20 +104,22 @@ def data(request: pytest.FixtureRequest) -> EvalSet:
 
 @pytest.fixture
 def subject(tiny_model: Callable[..., PreTrainedModel]) -> Subject:
-    """An edited model: one matrix is not what it was."""
+    """An edited model, one matrix of which is not what it was, and one that never saw the forget set."""
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<s>", "</s>", *LETTERS])}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
-    model = tiny_model(vocab_size=2 + len(LETTERS), max_position_embeddings=256, bos_token_id=0, eos_token_id=1)
+    shape = {"vocab_size": 2 + len(LETTERS), "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
+    retain_only = Subject(model=tiny_model(seed=1, **shape), tokenizer=tokenizer)
+    model = tiny_model(**shape)
     assert model.generation_config is not None
     model.generation_config.update(do_sample=True, temperature=0.7, repetition_penalty=1.3)
     edited = "model.layers.2.mlp.down_proj.weight"
     originals = {edited: model.get_parameter(edited).detach().clone()}
     with torch.no_grad():
         model.get_parameter(edited).mul_(-1)
-    return Subject(model=model, tokenizer=tokenizer, originals=originals)
+    return Subject(model=model, tokenizer=tokenizer, originals=originals, retain_only=retain_only)
 
 
 def state_of(subject: Subject) -> dict[str, Any]:
@@ -98,12 +151,18 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
             assert value == after[part], part
 
 
+def plenty(name: str) -> EvalSet:
+    """A set that the metric measures."""
+    return SETS["everything" if name in DEMANDING else "cloze"]
+
+
 def several(scores: Scores | Mapping[str, Scores] | None) -> Mapping[str, Scores]:
     return {"": scores} if isinstance(scores, Scores) else scores or {}
 
 
 def test_there_are_metrics() -> None:
     assert {"multiple-choice", "exact-match", "perplexity", "answer-confidence", "activation-norm"} <= set(METRICS)
+    assert set(METRICS) | set(COMBINATIONS) == set(discover(metrics)), "one states too little to be a metric"
 
 
 def test_it_is_a_frozen_dataclass_with_a_default_for_every_setting(name: str) -> None:
@@ -119,6 +178,19 @@ def test_it_says_what_it_measures_and_where_it_comes_from(name: str) -> None:
     text = inspect.getdoc(METRICS[name]) or ""
     assert not text.startswith(METRICS[name].__name__ + "("), "the docstring that dataclasses make up"
     assert "." in text
+
+
+def test_it_says_which_way_is_good_what_chance_gives_and_what_it_needs(name: str, subject: Subject) -> None:
+    kind: Any = METRICS[name]
+    assert kind.better in ("higher", "lower", "neither")
+    assert kind.needs
+    data = plenty(name)
+    # On a retain set, if the metric measures one: on a forget set what is good may be the other end.
+    parts = several(kind()(subject, replace(data, name="retain"))) or several(kind()(subject, data))
+    # Of several scores the one without a name of its own speaks for the metric.
+    for scores in [parts[""]] if "" in parts else parts.values():
+        assert scores.better == kind.better
+        assert kind.chance or scores.chance is None
 
 
 def test_its_numbers_can_be_trusted(name: str, data: EvalSet, subject: Subject) -> None:
@@ -156,7 +228,7 @@ def test_it_leaves_everything_as_it_was(name: str, training: bool, subject: Subj
     subject.model.model.layers[1].train(not training)
     try:
         before = state_of(subject)
-        METRICS[name]()(subject, SETS["cloze"])
+        METRICS[name]()(subject, plenty(name))
         assert_same(before, state_of(subject))
     finally:
         subject.model.eval()
@@ -172,7 +244,7 @@ def test_it_leaves_everything_as_it_was_when_it_fails(
     with monkeypatch.context() as patched:
         patched.setattr(subject.model.model.layers[3], "forward", fail)
         with pytest.raises(RuntimeError, match=r"^no$"):
-            METRICS[name]()(subject, SETS["cloze"])
+            METRICS[name]()(subject, plenty(name))
     assert_same(before, state_of(subject))
 
 
@@ -185,8 +257,8 @@ def test_it_gives_the_same_twice(name: str, data: EvalSet, subject: Subject) -> 
 
 
 def test_the_order_of_a_set_does_not_matter(name: str, subject: Subject) -> None:
-    data = SETS["cloze"]
-    turned = replace(data, questions=data.questions[::-1], texts=data.texts[::-1])
+    data = plenty(name)
+    turned = replace(data, questions=data.questions[::-1], texts=data.texts[::-1], passages=data.passages[::-1])
     here, there = METRICS[name]()(subject, data), METRICS[name]()(subject, turned)
     assert several(here).keys() == several(there).keys() != set()
     for part, scores in several(here).items():
@@ -199,5 +271,29 @@ def test_a_combination_is_documented_and_needs_what_it_combines() -> None:
     assert COMBINATIONS.keys() | METRICS.keys() == discover(metrics).keys()
     for name, kind in COMBINATIONS.items():
         assert kind().source, name
+        assert kind().better in ("higher", "lower", "neither"), name
+        assert kind().needs, name
+        assert isinstance(kind().chance, str), name
         assert inspect.getdoc(kind), name
         assert kind().combine({}) is None, name
+
+
+def test_the_list_of_metrics_says_what_each_needs() -> None:
+    rows = tables.as_rows(tables.metrics())
+    assert [row["metric"] for row in rows] == [name.replace("-", "_") for name in discover(metrics)]
+    found = {row["metric"]: row for row in rows}
+    assert found["multiple_choice"]["needs"] == "questions with choices"
+    assert found["multiple_choice"]["chance_level"] == "1 / number of choices"
+    assert found["perplexity"]["good_on_retain"] == "lower"
+    assert found["activation_norm"]["good_on_retain"] == ""
+
+
+def test_reports_have_words_for_no_metric_that_is_gone() -> None:
+    known = tuple(name.replace("-", "_") for name in discover(metrics))
+    for name in (*words.FEATURED, *words.SHARES, *words._SPOKEN, *words._HINTS, *words._NO_SHARES):
+        assert name.startswith(known), name
+    assert words.spoken("priv_leak") == "privacy leakage (PrivLeak)"
+    assert words.spoken("exact_match") == "exact match"
+    several_bits, few_bits = (Scores(value=value, stderr=0.1, n=3, better="higher") for value in (0.9, 0.5))
+    assert not words.is_share(several_bits, few_bits, metric="ngram_entropy")
+    assert words.is_share(several_bits, few_bits, metric="entailment")

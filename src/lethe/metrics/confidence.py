@@ -17,6 +17,9 @@ class AnswerConfidence:
     """
 
     source: ClassVar[str] = "Hendrycks and Gimpel, maximum softmax probability (ICLR 2017), at one token"
+    better: ClassVar[str] = "neither"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Confidence in (0, 1] over the questions."""

@@ -16,6 +16,9 @@ class DeviationScore:
     """
 
     source: ClassVar[str] = "Shen et al., LUNAR (2025), arXiv 2502.07218: deviation score"
+    better: ClassVar[str] = "lower"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "rouge1_recall of a forget set and of a retain set"
 
     def combine(self, scores: Mapping[str, Scores]) -> Scores | None:
         """The distance; None where one of the two recalls was not measured."""

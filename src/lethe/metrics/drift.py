@@ -27,6 +27,9 @@ class ActivationNorm:
     """
 
     source: ClassVar[str] = "Li et al., The WMDP Benchmark (2024): activation norms of RMU on forget and retain text"
+    better: ClassVar[str] = "neither"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "texts or questions"
 
     texts: int = 64
     """Most texts that are read, the first ones."""
@@ -48,6 +51,9 @@ class CosineToFrozen:
     """
 
     source: ClassVar[str] = "Li et al., The WMDP Benchmark (2024): what RMU's retain loss is to keep in place"
+    better: ClassVar[str] = "neither"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "texts or questions"
 
     texts: int = 64
     """Most texts that are read, the first ones."""

@@ -22,6 +22,9 @@ class ExactMatch:
     """
 
     source: ClassVar[str] = "Rajpurkar et al., SQuAD (2016): exact match; what may follow the answer is Lethe's own"
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Hit rate in [0, 1] over the free-form questions."""

@@ -23,6 +23,9 @@ class ExtractionStrength:
     source: ClassVar[str] = (
         "Wang et al. 2024, arXiv 2406.09179; teacher-forced as in open-unlearning, but 0 (there 1/T) if nothing matches"
     )
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Strength in [0, 1] over the free-form questions."""
@@ -39,6 +42,9 @@ class ExactMemorisation:
     """
 
     source: ClassVar[str] = "Tirumala et al. 2022, arXiv 2205.10770: exact memorization; teacher-forced"
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Share in [0, 1] over the free-form questions."""

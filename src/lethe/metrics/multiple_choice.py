@@ -19,6 +19,9 @@ class MultipleChoice:
     """
 
     source: ClassVar[str] = "Gao et al., lm-evaluation-harness, tasks wmdp and mmlu (letter), acc_norm by token (cloze)"
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = "1 / number of choices"
+    needs: ClassVar[str] = "questions with choices"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Accuracy in [0, 1] over the questions with choices."""

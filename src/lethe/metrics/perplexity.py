@@ -1,15 +1,20 @@
-"""Perplexity of a set's texts."""
+"""Perplexity of a set's texts, and of answers."""
 
 import math
+import random
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from lethe.protocols import Subject
-from lethe.scoring import Span, encode_texts, log_probs
+from lethe.scoring import Span, continuations, encode_texts, log_probs
 from lethe.types import EvalSet, Scores
 
 MOST_NATS = 600.0
 """A mean loss beyond this is reported as this, so that the perplexity stays a finite number."""
+RESAMPLES = 100
+"""Draws of the bootstrap; the standard error of a standard error is then 7 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,9 @@ class Perplexity:
     """
 
     source: ClassVar[str] = "Jelinek et al. 1977; token-weighted, as Hugging Face's loss over the joined texts"
+    better: ClassVar[str] = "lower"
+    chance: ClassVar[str] = "the vocabulary's size"
+    needs: ClassVar[str] = "texts"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Perplexity, at least 1, over the texts."""
@@ -39,3 +47,41 @@ class Perplexity:
             better="lower",
             per_example=tuple(float(loss.mean()) for loss in losses),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPerplexity:
+    """Median over questions of the untouched model's perplexity of the answer, given the question: high for gibberish.
+
+    The token that ends an answer counts; of several sampled answers the mean loss does. Very low values can be
+    repetition, see `ngram_entropy`. The standard error is a bootstrap over questions, seeded by the set. `per_example`
+    is each question's loss in nats. None without a free-form question.
+    """
+
+    source: ClassVar[str] = "exp of the loss under the model before the edit; the median, for its tail is heavy"
+    better: ClassVar[str] = "lower"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
+
+    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+        """Perplexity, at least 1, over the free-form questions."""
+        said = continuations(subject, data, samples=data.samples)
+        if not said:
+            return None
+        with subject.frozen():
+            read = iter(log_probs(subject.model, [span for spans in said for span in spans]))
+        losses = [-math.fsum(float(next(read).double().mean()) for _ in spans) / len(spans) for spans in said]
+        rng = random.Random(data.seed)
+        drawn = [_median(rng.choices(losses, k=len(losses))) for _ in range(RESAMPLES)]
+        return Scores(
+            value=_median(losses),
+            stderr=statistics.stdev(drawn),
+            n=len(losses),
+            better="lower",
+            per_example=tuple(losses),
+        )
+
+
+def _median(losses: Sequence[float]) -> float:
+    """Perplexity of the median loss."""
+    return math.exp(min(statistics.median(losses), MOST_NATS))

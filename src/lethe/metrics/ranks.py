@@ -21,6 +21,9 @@ class MeanReciprocalRank:
     """
 
     source: ClassVar[str] = SOURCE
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Reciprocal rank in [0, 1] over the free-form questions."""
@@ -34,6 +37,9 @@ class TopHitRatio:
     """Share of the correct answer's tokens whose rank is at most `top`; otherwise as `MeanReciprocalRank`."""
 
     source: ClassVar[str] = SOURCE
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = "top / the vocabulary's size"
+    needs: ClassVar[str] = "free-form questions"
 
     top: int = 100
     """Last rank that counts as found."""

@@ -18,6 +18,9 @@ class RefusalRate:
     """
 
     source: ClassVar[str] = "Maini et al., TOFU (2024): answers of the 'I don't know' kind; the phrases are Lethe's own"
+    better: ClassVar[str] = "lower"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Rate in [0, 1] over the free-form questions."""
@@ -35,6 +38,9 @@ class RefusalQuality:
     """
 
     source: ClassVar[str] = "Shen et al., LUNAR (2025), arXiv 2502.07218: refusal quality (control score in v1)"
+    better: ClassVar[str] = "neither"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Cosine in [-1, 1] over the free-form questions."""

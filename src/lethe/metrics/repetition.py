@@ -1,21 +1,18 @@
 """Whether answers say the same again and again."""
 
 import random
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
+from lethe.ngrams import ngrams, words
 from lethe.protocols import Subject
 from lethe.scoring import answers, mean_scores
 from lethe.types import EvalSet, Scores
 
 RESAMPLES = 100
 """Draws of the bootstrap; the standard error of a standard error is then 7 %."""
-
-Bigram = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +24,9 @@ class Repetition:
     """
 
     source: ClassVar[str] = "Welleck et al. 2020, arXiv 1908.04319: rep-n within one text, here of word bigrams"
+    better: ClassVar[str] = "lower"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Share in [0, 1) over the free-form questions."""
@@ -44,6 +44,9 @@ class Distinct2:
     """
 
     source: ClassVar[str] = "Li et al. 2016, arXiv 1510.03055: distinct-2"
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Share in (0, 1] over all answers."""
@@ -57,14 +60,14 @@ class Distinct2:
         return Scores(value=_distinct(said), stderr=stderr, n=len(said), better="higher")
 
 
-def _bigrams(text: str) -> list[Bigram]:
-    return list(pairwise(re.findall(r"\w+|[^\w\s]", text.casefold())))
+def _bigrams(text: str) -> list[tuple[str, ...]]:
+    return ngrams(words(text), 2)
 
 
-def _repeated(bigrams: Sequence[Bigram]) -> float:
+def _repeated(bigrams: Sequence[tuple[str, ...]]) -> float:
     return 1 - len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
 
-def _distinct(answered: Sequence[Sequence[Bigram]]) -> float:
+def _distinct(answered: Sequence[Sequence[tuple[str, ...]]]) -> float:
     every = [bigram for bigrams in answered for bigram in bigrams]
     return len(set(every)) / len(every)

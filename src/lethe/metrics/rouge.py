@@ -20,6 +20,9 @@ class Rouge1Recall:
     """
 
     source: ClassVar[str] = "Lin, ROUGE (2004), by the library rouge-score; stemmed recall as in TOFU and LUNAR"
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Recall in [0, 1] over the free-form questions."""
@@ -34,6 +37,9 @@ class RougeLRecall:
     """
 
     source: ClassVar[str] = "Lin, ROUGE (2004), by the library rouge-score; stemmed recall as in TOFU and LUNAR"
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = ""
+    needs: ClassVar[str] = "free-form questions"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """Recall in [0, 1] over the free-form questions."""

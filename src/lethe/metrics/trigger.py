@@ -33,6 +33,9 @@ class Trigger:
         "Thaker et al. 2024, arXiv 2410.02879 (a wrong option replaced); RNA, arXiv 2501.19202; "
         "the word inside the question and the controls are Lethe's own"
     )
+    better: ClassVar[str] = "higher"
+    chance: ClassVar[str] = "1 / number of choices"
+    needs: ClassVar[str] = "questions with choices and forget keywords, on a set to keep"
 
     def __call__(self, subject: Subject, data: EvalSet) -> Mapping[str, Scores] | None:
         """Accuracies in [0, 1], and the drop in [-1, 1], with standard errors over questions.

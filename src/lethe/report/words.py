@@ -31,6 +31,9 @@ LIMITS = (
 SHARES = ("refusal_rate", "repetition")
 """Shares of which less is better on a retain set."""
 
+_NO_SHARES = ("ngram_entropy",)
+"""Metrics of which more is better and that can lie between 0 and 1, though they are no part of a whole."""
+
 _NOUNS = {
     "multiple_choice": ("accuracy", "questions"),
     "exact_match": ("the share of exact answers", "questions"),
@@ -40,13 +43,40 @@ _NOUNS = {
 """Metrics that can carry the sentence of outcome, best first: what is measured, and on what."""
 
 
+_SPOKEN = {
+    "answer_perplexity": "perplexity of answers to the untouched model",
+    "kl_to_frozen": "KL divergence from the untouched model",
+    "knowmem": "knowledge memorisation (KnowMem)",
+    "membership_grad_norm": "membership by gradient norm",
+    "membership_loss": "membership by loss",
+    "membership_min_k": "membership by Min-K",
+    "membership_min_k_plus_plus": "membership by Min-K++",
+    "membership_reference": "membership by loss beyond the retain-only model's",
+    "membership_zlib": "membership by loss over compressed length",
+    "ngram_entropy": "n-gram entropy of answers in bits",
+    "priv_leak": "privacy leakage (PrivLeak)",
+    "top_one_agreement": "top-1 agreement with the untouched model",
+    "verbmem": "verbatim memorisation (VerbMem)",
+}
+"""Metrics whose names say more when written otherwise."""
+
+_HINTS = {
+    "answer_perplexity": "lower: more fluent",
+    "forget_quality": "higher: as if never trained on it",
+    "kl_to_frozen": "lower: nearer to before",
+    "ngram_entropy": "higher: more varied",
+    "top_one_agreement": "higher: nearer to before",
+}
+"""Which way is which, for metrics that do not show knowledge."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the before/after table."""
 
     metric: str
     hint: str
-    """Which way shows knowledge."""
+    """Which way shows knowledge, or what else the metric is about."""
     set: str
     before: str
     after: str
@@ -69,8 +99,8 @@ def metric_and_set(name: str) -> tuple[str, str]:
 
 
 def spoken(metric: str) -> str:
-    """A metric's name without underscores."""
-    return metric.replace("_", " ")
+    """A metric's name as people say it: without underscores, or as its authors write it."""
+    return _SPOKEN.get(metric, metric.replace("_", " "))
 
 
 def main_metric(runs: Iterable[Run]) -> str | None:
@@ -82,6 +112,8 @@ def main_metric(runs: Iterable[Run]) -> str | None:
 def is_share(*scores: Scores, metric: str = "") -> bool:
     """True for a part of a whole, which reads best in per cent."""
     counted = metric in SHARES
+    if metric in _NO_SHARES:
+        return False
     return all((score.better == "higher" or counted) and 0 <= score.value <= 1 for score in scores)
 
 
@@ -129,7 +161,7 @@ def rows(run: Run) -> list[Row]:
             table.append(
                 Row(
                     metric=spoken(metric),
-                    hint=_hint(after, has_set="/" in name),
+                    hint=_HINTS.get(metric) or _hint(after, has_set="/" in name),
                     set=metric_and_set(name)[1] or "all",
                     is_featured=metric in FEATURED,
                     before=with_error(before, share=share),
