@@ -45,6 +45,9 @@ class RunConfig:
     one topic alone is `builtin:pathogens` or `builtin:exploits`."""
     retain: str = BUILTIN
     """Retain corpus, in the same formats."""
+    data: Path | None = None
+    """Folder with forget.jsonl (or forget/*.jsonl, one topic each), retain.jsonl and questions.jsonl: they stand where
+    the corpora and questions are not named otherwise."""
     reference: str = BUILTIN
     """Prompts that the model cannot answer, for methods that steer towards refusing; by default questions about things
     that do not exist."""
@@ -134,6 +137,11 @@ class RunConfig:
     """Rank gold tokens along the model's own answer, as LUNAR's code does, instead of teacher-forced."""
     keywords: tuple[str, ...] = ()
     """Forget keywords that the trigger metric puts into questions; by default found in the forget corpora."""
+    holdout: Path | None = None
+    """Texts like the forget corpora that the model was never trained on, for membership attacks; formats as of
+    `forget`."""
+    nli: Path | None = None
+    """Folder of a model of natural language inference, for entailment; without it that is not measured."""
     show_forget: bool = False
     """Write answers to forget questions into the report; without it no text of the forget set is written anywhere."""
     out: Path = Path("runs/latest")

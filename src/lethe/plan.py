@@ -77,9 +77,8 @@ def plan(config: RunConfig, *, reads: str = "texts") -> Plan:
         inputs_of = [math.prod(shape) // width for shape in trained.values()]
         number = 8 if max(inputs_of) <= FP64_WIDTH else 4
         # A Gram matrix and two products of residuals for each topic, a Gram matrix for what is kept.
-        training = sum(
-            ((len(config.forget) + 1) * p * p + 2 * len(config.forget) * width * p) * number for p in inputs_of
-        )
+        topics = sources.count_topics(config)
+        training = sum(((topics + 1) * p * p + 2 * topics * width * p) * number for p in inputs_of)
         products, passes = sum(p**3 / 3 + 2 * p * p * width for p in inputs_of), 1
     return Plan(
         layers=config.layer + 1,

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import corpora, decoder, prompts, world
+from lethe import corpora, decoder, own_data, prompts, world
 from lethe.config import BUILTIN, RunConfig
 from lethe.corpora import Schedule, check_overlap, read_texts, schedule
 from lethe.patch import Patch
@@ -49,8 +49,11 @@ def read_corpora(config: RunConfig, *, required: bool = True) -> tuple[dict[str,
     has_world = config.model == BUILTIN
     if required:
         _refuse_foreign_world(config)
+    own = of_own_data(config, required=required)
     forget: dict[str, list[str]] = {}
-    for source in config.forget:
+    if "forget" in own:
+        forget = own_data.forget_texts(own["forget"], text_field=config.text_field, raw_lines=config.as_published)
+    for source in config.forget if "forget" not in own else ():
         if is_builtin(source):
             forget |= _builtin_topics(source, world.forget_texts()) if has_world else {}
             continue
@@ -58,12 +61,27 @@ def read_corpora(config: RunConfig, *, required: bool = True) -> tuple[dict[str,
         # The published code takes the raw line, JSON quotes and all, unless a file's name says that it is its biology.
         raw_lines = config.as_published and source.endswith(".jsonl") and "bio-forget-corpus" not in source
         forget[name] = read_texts(source, text_field=config.text_field, raw_lines=raw_lines)
-    if config.retain == BUILTIN:
+    if "retain" in own:
+        retain = read_texts(own_data.retain_file(own["retain"]), text_field=config.text_field)
+    elif config.retain == BUILTIN:
         retain = world.retain_texts() if has_world else []
     else:
         retain = read_texts(config.retain, text_field=config.text_field)
     check_overlap(forget, retain, allow=config.allow_overlap)
     return forget, retain
+
+
+def count_topics(config: RunConfig) -> int:
+    """Number of forget corpora that the run has, each a topic.
+
+    Raises: CorpusError.
+    """
+    own = of_own_data(config)
+    if "forget" in own:
+        return len(own_data.forget_texts(own["forget"], text_field=config.text_field))
+    return sum(
+        len(_builtin_topics(source, world.forget_texts())) if is_builtin(source) else 1 for source in config.forget
+    )
 
 
 def read_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Prompts:
@@ -72,13 +90,17 @@ def read_prompts(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Promp
     Raises: CorpusError.
     """
     _refuse_foreign_world(config)
-    forget: dict[str, tuple[Question, ...]] = {}
-    for source in config.forget:
+    own = of_own_data(config)
+    forget: dict[str, tuple[Question, ...]] = own_data.forget_prompts(own["forget"]) if "forget" in own else {}
+    for source in config.forget if "forget" not in own else ():
         if is_builtin(source):
             forget |= _builtin_topics(source, world.forget_prompts())
         else:
             forget[_unused(Path(source).stem, forget)] = prompts.read_prompts(source)
-    retain = world.retain_prompts() if config.retain == BUILTIN else prompts.read_prompts(config.retain)
+    if "retain" in own:
+        retain = prompts.read_prompts(own_data.retain_file(own["retain"]))
+    else:
+        retain = world.retain_prompts() if config.retain == BUILTIN else prompts.read_prompts(config.retain)
     if config.reference != BUILTIN:
         reference = prompts.read_prompts(config.reference)
     elif config.model == BUILTIN:
@@ -193,8 +215,26 @@ def _builtin_topics(source: str, topics: Mapping[str, Found]) -> dict[str, Found
     return {name: found for name, found in topics.items() if wanted in ("", name)}
 
 
+def of_own_data(config: RunConfig, *, required: bool = True) -> dict[str, Path]:
+    """The sides (forget, retain) whose corpora come from the folder of own data, each with that folder.
+
+    A corpus that is named otherwise is not among them; nor, if they are not `required`, one that the folder lacks.
+    Raises: CorpusError if there is no such folder.
+    """
+    if config.data is None:
+        return {}
+    found = own_data.find(config.data)
+    unnamed = {"forget": config.forget == (BUILTIN,), "retain": config.retain == BUILTIN}
+    there = {"forget": bool(found.forget), "retain": found.retain is not None}
+    return {side: config.data for side, is_unnamed in unnamed.items() if is_unnamed and (required or there[side])}
+
+
 def _refuse_foreign_world(config: RunConfig) -> None:
-    named = {"--forget": any(map(is_builtin, config.forget)), "--retain": is_builtin(config.retain)}
+    own = of_own_data(config)
+    named = {
+        "--forget": "forget" not in own and any(map(is_builtin, config.forget)),
+        "--retain": "retain" not in own and is_builtin(config.retain),
+    }
     if config.model != BUILTIN and any(named.values()):
         missing = " and ".join(flag for flag, is_named in named.items() if is_named)
         raise CorpusError(

@@ -252,3 +252,12 @@ def test_question_files_fill_the_sets(tmp_path: Path) -> None:
 def test_a_question_file_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(QuestionError, match=r"^no question file .*q\.csv\.\nGive a "):
         evalsets.sets(config(retain_questions=tmp_path / "q.csv"), {"a": ["a1"]}, ["r1"])
+
+
+def test_every_topic_counts(tmp_path: Path) -> None:
+    rows = [{"text": "a b", "topic": "x"}, {"text": "c d", "topic": "y"}, {"text": "e f", "topic": "z"}]
+    (tmp_path / "forget.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "retain.jsonl").write_text('{"text": "g h"}', encoding="utf-8")
+    assert sources.count_topics(RunConfig(model="builtin")) == 2
+    assert sources.count_topics(RunConfig(model="builtin", forget=("builtin:exploits", "mine.txt"))) == 2
+    assert sources.count_topics(RunConfig(model="builtin", data=tmp_path)) == 3
