@@ -1,0 +1,126 @@
+"""What was measured once: a run folder, or a file that `lethe eval --out` wrote, read for comparing."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lethe.config import BUILTIN
+from lethe.report import read_run
+from lethe.report.folder import _scores as scores_of
+from lethe.types import RunFolderError, Scores
+
+ASKED = (
+    "data", "forget", "retain", "text_field", "reference", "forget_questions", "adjacent_questions",
+    "retain_questions", "split", "limit",
+)  # fmt: skip
+"""Settings of a run that say which questions and texts it was measured on."""
+NAME = "Name run folders (--out of lethe unlearn) or files of lethe eval --out."
+"""What to do when something else was named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A run folder, or a file that `lethe eval --out` wrote."""
+
+    path: Path
+    model: str
+    after: dict[str, Scores]
+    """By `metric/set`; with values by question where these were kept."""
+    before: dict[str, Scores] = field(default_factory=dict)
+    settings: dict[str, Any] | None = None
+    """Method and config of a run, without seed and folder; None for a result of `lethe eval`."""
+    seed: int | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
+    """Of a run, its settings of ASKED."""
+    measured_on: dict[str, str] = field(default_factory=dict)
+    """Hash of what each score was measured on, by `metric/set`, where it was written."""
+
+
+def read(path: Path) -> Measured:
+    """What was measured, from a run folder or a file of `lethe eval --out`.
+
+    Raises: RunFolderError if it is missing, incomplete, unreadable, or holds no score.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.exists():
+        raise RunFolderError(f"there is neither a run folder nor a file at {path}.\n{NAME}")
+    content = _json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("scores"), dict):
+        raise RunFolderError(f"{path} is no result of lethe eval: it has no 'scores'.\n{NAME}")
+    try:
+        found = scores_of(content["scores"])
+        values = _examples(content.get("per_example", {}))
+        hashes = {str(name): str(hash_) for name, hash_ in dict(content.get("measured_on", {})).items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise RunFolderError(f"{path} is not as lethe eval writes it: a value is missing or wrong.") from None
+    if not found:
+        raise RunFolderError(f"{path} holds no score: nothing was measured.\n{NAME}")
+    return Measured(
+        path=path, model=str(content.get("model", "")), after=_with_examples(found, values), measured_on=hashes
+    )
+
+
+def same_questions(one: Measured, other: Measured, name: str) -> bool:
+    """Whether two scores are known to be measured on the same questions in the same order."""
+    hashes = one.measured_on.get(name), other.measured_on.get(name)
+    if None not in hashes:
+        return hashes[0] == hashes[1]
+    # Built-in questions are asked of the built-in model only.
+    return one.settings is not None and one.asked == other.asked and (one.model == BUILTIN) == (other.model == BUILTIN)
+
+
+def _read_folder(path: Path) -> Measured:
+    run = read_run(path)
+    if not run.after:
+        raise RunFolderError(
+            f"{path} was not measured (--evaluate none).\n"
+            f"Measure it: lethe eval {path} --out scores.json, and compare that file."
+        )
+    kept, file = {"before": {}, "after": {}}, path / "per_example.json"
+    if file.is_file():
+        content = _json(file)
+        try:
+            kept = {when: _examples(content[when]) for when in kept}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise RunFolderError(
+                f"{file} is not as Lethe writes it.\nDelete it to compare without values by question."
+            ) from None
+    plain = {key: value for key, value in run.config.items() if key not in ("out", "seed")}
+    return Measured(
+        path=path,
+        model=run.model,
+        before=_with_examples(run.before, kept["before"]),
+        after=_with_examples(run.after, kept["after"]),
+        settings={"model": run.model, "method": run.method["name"], "fields": run.method["fields"], "config": plain},
+        seed=run.config.get("seed"),
+        asked={name: run.config.get(name) for name in ASKED},
+        measured_on=_json(path / "report.json").get("measured_on", {}),
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise RunFolderError(f"{path} is no text: byte {error.start} is not UTF-8.\n{NAME}") from None
+    except json.JSONDecodeError as error:
+        raise RunFolderError(f"{path}, line {error.lineno}: broken JSON ({error.msg}).\n{NAME}") from None
+    except RecursionError:
+        raise RunFolderError(f"{path} is nested too deeply to be a result.\n{NAME}") from None
+
+
+def _examples(rows: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    return {
+        str(name): tuple(math.nan if value is None else float(value) for value in values)
+        for name, values in rows.items()
+    }
+
+
+def _with_examples(scores: Mapping[str, Scores], values: Mapping[str, tuple[float, ...]]) -> dict[str, Scores]:
+    return {name: replace(score, per_example=values.get(name, ())) for name, score in scores.items()}
