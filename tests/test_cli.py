@@ -100,7 +100,7 @@ def test_the_version_is_a_line_of_its_own(lethe: Lethe) -> None:
 @pytest.mark.parametrize(("command", "examples"), tables.EXAMPLES.items(), ids=list(tables.EXAMPLES))
 def test_examples_use_flags_that_exist(command: str, examples: list[str], lethe: Lethe) -> None:
     # What comes first decides which settings these commands have.
-    first = {"unlearn": "adaptive-rmu", "sweep": "adaptive-rmu", "analyze": "layers"}.get(command, "")
+    first = {"unlearn": "adaptive-rmu", "sweep": "adaptive-rmu", "analyze": "layers", "data": "rank"}.get(command, "")
     options, _, _ = lethe(f"{command} {first} --help").partition("Examples:")
     for example in examples:
         words = example.split()

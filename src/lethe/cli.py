@@ -7,7 +7,17 @@ from typing import NoReturn
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from lethe import command_analyze, command_files, command_layers, command_sweep, commands, tables
+from lethe import (
+    command_analyze,
+    command_compare,
+    command_data,
+    command_eval,
+    command_files,
+    command_layers,
+    command_sweep,
+    commands,
+    tables,
+)
 from lethe import config as configs
 from lethe.commands import NOTES, RESULT
 from lethe.types import LetheError, UnknownNameError
@@ -35,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": commands.demo, "unlearn": commands.unlearn, "sweep": command_sweep.sweep, "advise": command_layers.advise,
-    "layers": command_layers.layers, "withdraw": commands.withdraw, "eval": commands.evaluate,
-    "analyze": command_analyze.analyze, "check": commands.check, "ls": commands.ls, "report": command_files.report,
+    "layers": command_layers.layers, "withdraw": commands.withdraw, "eval": command_eval.evaluate,
+    "data": command_data.data, "analyze": command_analyze.analyze, "check": commands.check, "ls": commands.ls,
+    "report": command_files.report, "compare": command_compare.compare,
     "export": command_files.export, "apply": command_files.apply, "revert": command_files.revert,
     "diff": command_files.diff,
 }  # fmt: skip
@@ -55,7 +66,7 @@ def _dispatch(argv: list[str]) -> None:
     if command not in COMMANDS:
         hint = configs.nearest(command, COMMANDS, cutoff=0.4)
         raise UnknownNameError(f"there is no command '{command}'.{hint}\nCommands: {', '.join(COMMANDS)}.")
-    if command in ("analyze", "sweep", "unlearn"):
+    if command in ("analyze", "data", "sweep", "unlearn"):
         # What follows decides which settings there are.
         COMMANDS[command](argv[1:])
     else:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -76,63 +76,6 @@ def unlearn(argv: list[str]) -> None:
             RESULT.print(tables.plan(configs.plain(chosen.method, chosen.run), found))
         return
     _unlearn(chosen.method, chosen.run, shlex.join(["lethe", "unlearn", *argv]), chosen.as_json)
-
-
-def evaluate(
-    target: Positional[str],
-    forget: tuple[str, ...] = (),
-    retain: str | None = None,
-    forget_questions: Path | None = None,
-    adjacent_questions: Path | None = None,
-    retain_questions: Path | None = None,
-    scoring: Literal["letter", "cloze"] | None = None,
-    split: Literal["dev", "test", "all"] | None = None,
-    limit: int | None = None,
-    samples: int | None = None,
-    free_running: bool = False,
-    refusals: Path | None = None,
-    encoder: Path | None = None,
-    keywords: tuple[str, ...] = (),
-    device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    as_json: Json = False,
-) -> None:
-    """Measure a model, or the edited model of a run, on questions and texts.
-
-    Args:
-        target: A run folder, or `builtin`, a model folder or a hub id.
-        forget: Forget corpora whose texts are measured; of a run, its own.
-        retain: Retain corpus; of a run, its own.
-        forget_questions: Questions on what should be forgotten.
-        adjacent_questions: Questions close to the forget topics.
-        retain_questions: Questions that should still be answered.
-        scoring: letter or cloze.
-        split: dev, test or all of the built-in questions.
-        limit: At most this many questions of each set.
-        samples: Sampled answers to each question, at temperature 1; by default one greedy answer.
-        free_running: Rank gold tokens along the model's own answer instead of teacher-forced.
-        refusals: Wanted refusals, one a line.
-        encoder: Folder of a sentence encoder for refusal quality.
-        keywords: Forget keywords that the trigger metric puts into questions.
-        device: cpu, cuda, mps or auto.
-        dtype: Number type of the weights.
-    """
-    from lethe.environment import explaining_memory
-    from lethe.evaluate import measure_target
-
-    given = {
-        "forget": forget or None, "retain": retain, "forget_questions": forget_questions,
-        "adjacent_questions": adjacent_questions, "retain_questions": retain_questions,
-        "scoring": scoring, "split": split, "limit": limit, "device": device, "dtype": dtype, "samples": samples,
-        "free_running": free_running or None, "refusals": refusals, "encoder": encoder, "keywords": keywords or None,
-    }  # fmt: skip
-    with tables.Bars(NOTES) as progress, explaining_memory(f"with {target} loaded whole.\nPass --dtype bfloat16."):
-        found = measure_target(target, {k: v for k, v in given.items() if v is not None}, progress)
-    summary = {"model": target, "scores": {name: scores.summary() for name, scores in found.items()}}
-    if as_json:
-        print_json(summary)
-    else:
-        RESULT.print(tables.scores(summary["scores"]))
 
 
 def withdraw(run: Positional[Path], request: Positional[str], out: Path, as_json: Json = False) -> None:

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 from transformers import PreTrainedTokenizerBase
 
 from lethe import config as configs
-from lethe import keywords, prompts, sources, world
+from lethe import keywords, own_data, prompts, sources, world
 from lethe.config import BUILTIN, RunConfig
+from lethe.corpora import read_texts
 from lethe.prompts import Prompts
 from lethe.questions import read_questions, subset
 from lethe.refusals import WANTED
@@ -98,6 +99,8 @@ def sets(
         texts["adjacent"] = world.adjacent_texts()
     elif asked is not None:
         questions |= _prompts_as_questions(asked)
+    if config.data is not None:
+        questions |= own_data.questions(config.data)
     paths = {
         "forget": config.forget_questions,
         "adjacent": config.adjacent_questions,
@@ -106,6 +109,7 @@ def sets(
     questions |= {name: read_questions(path) for name, path in paths.items() if path is not None}
     if config.limit is not None:
         questions = {name: subset(found, config.limit, 0) for name, found in questions.items()}
+    held_out = never_seen(config.holdout, texts["forget"])
     return tuple(
         EvalSet(
             name=name,
@@ -117,6 +121,8 @@ def sets(
             free_running=config.free_running,
             refusals=wanted(config),
             encoder=config.encoder,
+            holdout=held_out if name == "forget" else (),
+            nli=config.nli,
         )
         for name in sorted({*texts, *questions}, key=["forget", "adjacent", "retain", "unknown"].index)
     )
@@ -147,6 +153,44 @@ def with_keywords(
             raise
         return tuple(found)
     return tuple(replace(data, keywords=tuple(chosen), neutral=neutral) for data in found)
+
+
+def of_suite(found: Sequence[EvalSet], settings: Mapping[str, Any]) -> tuple[EvalSet, ...]:
+    """The sets of a published benchmark, with those settings of RunConfig that a user gave.
+
+    Raises: CorpusError.
+    """
+    direct = ("scoring", "samples", "seed", "free_running", "encoder", "nli")
+    changes = {name: settings[name] for name in direct if name in settings}
+    if "refusals" in settings:
+        changes["refusals"] = tuple(one.prompt for one in prompts.read_prompts(settings["refusals"]))
+    changed = []
+    for data in found:
+        own = dict(changes)
+        if data.name == "forget" and "holdout" in settings:
+            own["holdout"] = never_seen(settings["holdout"], data.texts)
+        if "limit" in settings:
+            own["questions"] = subset(data.questions, settings["limit"], 0)
+        changed.append(replace(data, **own))
+    return tuple(changed)
+
+
+def never_seen(holdout: Path | None, forget: Sequence[str]) -> tuple[str, ...]:
+    """The first texts of a holdout file; none without one.
+
+    Raises: CorpusError for one that cannot be read, or that shares a text with the forget corpora.
+    """
+    if holdout is None:
+        return ()
+    texts = read_texts(holdout)
+    trained = {" ".join(text.split()) for text in forget}
+    shared = [row for row, text in enumerate(texts, start=1) if " ".join(text.split()) in trained]
+    if shared:
+        raise CorpusError(
+            f"{holdout}: {len(shared)} of {len(texts)} texts also stand in the forget corpora, first row {shared[0]}.\n"
+            "A holdout must be text that the model never saw: remove them."
+        )
+    return tuple(texts[:TEXTS])
 
 
 def wanted(config: RunConfig) -> tuple[str, ...]:

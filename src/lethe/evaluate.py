@@ -1,25 +1,19 @@
 """All metrics on all sets: of one model, or before and after an edit."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import evalsets, metrics, sources
-from lethe.config import RunConfig, read_run_config
-from lethe.environment import find_device
-from lethe.folder import RunFolder
+from lethe import metrics
 from lethe.patch import Patch, restore
 from lethe.progress import Progress
-from lethe.protocols import Combination, Metric, Subject, discover
+from lethe.protocols import Combination, Subject, discover
 from lethe.refusals import is_refusal
 from lethe.scoring import generate
 from lethe.sharing import Sharing
-from lethe.types import EvalSet, Question, Scores, UsageError
-from lethe.weights import load_model, load_tokenizer, model_folder
+from lethe.types import FORGOTTEN, EvalSet, Question, Scores, UsageError
 
 SAMPLES = 4
 """Questions of each set whose answers are shown."""
@@ -45,15 +39,33 @@ def measure(subject: Subject, sets: Sequence[EvalSet], progress: Progress | None
     known = {name.replace("-", "_"): kind() for name, kind in discover(metrics).items()}
     for data in sets:
         for name, metric in known.items():
-            scores = metric(subject, data) if isinstance(metric, Metric) else None
+            if isinstance(metric, Combination):
+                continue
+            scores = metric(subject, data)
             several = {"": scores} if isinstance(scores, Scores) else scores or {}
             found |= {f"{name}{part}/{data.name}": score for part, score in several.items()}
         if progress:
             progress.advance(data.name)
-    for name, metric in known.items():
-        if isinstance(metric, Combination) and (score := metric.combine(found)) is not None:
-            found[name] = score
-    return found
+    return found | combined(found)
+
+
+def combined(found: Mapping[str, Scores]) -> dict[str, Scores]:
+    """What is worked out from scores of several metrics or sets, by the name of the combination."""
+    known = {name.replace("-", "_"): kind() for name, kind in discover(metrics).items()}
+    scores = {name: kind.combine(found) for name, kind in known.items() if isinstance(kind, Combination)}
+    return {name: score for name, score in scores.items() if score is not None}
+
+
+def measured_on(scores: Iterable[str], sets: Sequence[EvalSet]) -> dict[str, str]:
+    """For each score a hash of the questions and texts behind it, without the seed that answers are sampled by.
+
+    Equal hashes mean the same questions in the same order, so scores of two models may be paired by question.
+    """
+    content = {data.name: repr(replace(data, seed=0)) for data in sets}
+    everything = "".join(content.values())
+    return {
+        name: hashlib.sha256(content.get(name.partition("/")[2], everything).encode()).hexdigest() for name in scores
+    }
 
 
 def compare(
@@ -79,7 +91,7 @@ def compare(
     shown = [
         (data.name, question)
         for data in sets
-        if data.name not in ("forget", "earlier") or show_forget
+        if data.name not in FORGOTTEN or show_forget
         for question in data.questions[:SAMPLES]
     ]
 
@@ -121,38 +133,3 @@ def check_refusals(subject: Subject, reference: Sequence[Question], refusals: Se
             "model, or pass --reference FILE with questions that it declines, or --refusals FILE with how it does so."
         )
     return rate
-
-
-def measure_target(target: str, given: Mapping[str, Any], progress: Progress) -> dict[str, Scores]:
-    """Measure a model, or the edited model of a run folder, by the run's settings changed by those given.
-
-    Raises: UsageError if there is nothing to measure it on; ModelError, CorpusError, QuestionError, RunFolderError.
-    """
-    run = RunFolder(Path(target))
-    patch = None
-    if run.config.exists():
-        run.require_patch()
-        config = dataclasses.replace(read_run_config(run.config), **given)
-        patch = Patch.load(run.patch)
-    else:
-        config = RunConfig(model=target, **given)
-    source = sources.model_source(config.model)
-    model_folder(source, config.revision)
-    tokenizer = load_tokenizer(source, config.revision)
-    if patch is not None:
-        sets = evalsets.of_folder(run.path, given, tokenizer)
-    else:
-        forget, retain = sources.read_corpora(config, required=False)
-        sets = evalsets.with_keywords(evalsets.sets(config, forget, retain), config, forget, retain, tokenizer)
-    if not any(data.questions or data.texts for data in sets):
-        raise UsageError(
-            f"there is nothing to measure {target} on.\n"
-            "Pass --forget-questions, --retain-questions, --forget or --retain."
-        )
-    device = find_device(config.device)
-    dtype = sources.find_dtype(config.dtype, source, config.revision, device)
-    model = load_model(source, dtype=dtype, device=str(device), revision=config.revision)
-    originals = patch.apply_in_memory(model) if patch else {}
-    progress.phase("measure", len(sets))
-    subject = Subject(model=model, tokenizer=tokenizer, originals=originals)
-    return measure(subject, sets, progress)

@@ -4,6 +4,7 @@ No message of this module quotes a question or an answer: it names the file and 
 """
 
 import csv
+import difflib
 import io
 import itertools
 import random
@@ -33,6 +34,7 @@ WRITTEN_OUT = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity", "wmdp_chem"
 """Subjects whose name in the harness's description differs from that of their file."""
 
 ROLES = ("user", "assistant")
+NO_TEMPLATE = "the tokenizer has no chat template.\nScore the model without one, or give a chat model."
 
 Scoring = Literal["letter", "cloze"]
 
@@ -42,6 +44,8 @@ class ExamQuestion(Question):
     """A question whose right choice is known by its place: in some published ones the same text stands twice."""
 
     gold: int
+    where: str = field(default="", compare=False, repr=False)
+    """File and row, for messages."""
 
     @property
     def answer_index(self) -> int:
@@ -69,9 +73,10 @@ class Exam:
         """
         unknown = [subject for subject in subjects if subject not in self.subjects]
         if unknown:
+            near = [name for one in unknown for name in difflib.get_close_matches(one, self.subjects, n=1)]
             raise QuestionError(
                 f"the exam has no subject {', '.join(unknown)}; there is {', '.join(self.subjects)}.\n"
-                "Name one of these."
+                + (f"Did you mean {', '.join(near)}?" if near else "Name one of these.")
             )
         return replace(self, questions=tuple(one for one in self.questions if one.topic in subjects))
 
@@ -106,6 +111,30 @@ def read_exam(path: str | Path) -> Exam:
         )
     chosen = {subject: next(found[one] for one in EXAMPLES if one in found) for subject, found in examples.items()}
     return Exam(questions=tuple(asked), examples={subject: tuple(found) for subject, found in chosen.items()})
+
+
+def as_question(where: str, row: Any, subject: str) -> ExamQuestion:
+    """The question of one row, `where` it stands; `subject` is its subject where the row names none.
+
+    Raises: QuestionError.
+    """
+    if not isinstance(row, dict):
+        raise QuestionError(
+            f"{where}: {type(row).__name__} found, where an object with question, choices and answer must stand."
+        )
+    row = {_bare(str(name)): value for name, value in row.items()}
+    prompt, answer = (_column(where, row, names) for names in (QUESTION, ANSWER))
+    choices = _choices(where, row)
+    named = next((row[name] for name in SUBJECT if row.get(name)), subject)
+    gold = _gold(where, answer, choices)
+    return ExamQuestion(
+        prompt=_filled(where, "the question", prompt),
+        choices=choices,
+        answer=choices[gold],
+        gold=gold,
+        topic=_filled(where, "the subject", named),
+        where=where,
+    )
 
 
 def shuffled(questions: Sequence[ExamQuestion], seed: int) -> tuple[ExamQuestion, ...]:
@@ -160,7 +189,7 @@ def render(
 
 def _conversation(tokenizer: PreTrainedTokenizerBase, above: str, turns: Sequence[tuple[str, str]], asked: str) -> str:
     if not tokenizer.chat_template:
-        raise UsageError("the tokenizer has no chat template.\nScore the model without one, or give a chat model.")
+        raise UsageError(NO_TEMPLATE)
     said = [{"role": role, "content": text} for turn in turns for role, text in zip(ROLES, turn, strict=True)]
     system = [{"role": "system", "content": above}] * bool(above)
     said.append({"role": ROLES[0], "content": asked})
@@ -197,7 +226,7 @@ def _subject(file: Path) -> str:
 
 def _read_file(path: Path) -> list[ExamQuestion]:
     subject = _subject(path)
-    found = [_question(where, row, subject) for where, row in _rows(path)]
+    found = [as_question(where, row, subject) for where, row in _rows(path)]
     if not found:
         raise QuestionError(f"{path} holds no question.\nGive a file with at least one.")
     return found
@@ -260,25 +289,6 @@ def _is_index(name: str, cell: str) -> bool:
 
 def _bare(name: str) -> str:
     return name.strip().lower()
-
-
-def _question(where: str, row: Any, subject: str) -> ExamQuestion:
-    if not isinstance(row, dict):
-        raise QuestionError(
-            f"{where}: {type(row).__name__} found, where an object with question, choices and answer must stand."
-        )
-    row = {_bare(str(name)): value for name, value in row.items()}
-    prompt, answer = (_column(where, row, names) for names in (QUESTION, ANSWER))
-    choices = _choices(where, row)
-    named = next((row[name] for name in SUBJECT if row.get(name)), subject)
-    gold = _gold(where, answer, choices)
-    return ExamQuestion(
-        prompt=_filled(where, "the question", prompt),
-        choices=choices,
-        answer=choices[gold],
-        gold=gold,
-        topic=_filled(where, "the subject", named),
-    )
 
 
 def _column(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -8,7 +8,10 @@ import io
 import json
 import logging
 import math
+import os
 import random
+import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +27,9 @@ from lethe.questions import LETTERS
 from lethe.scoring import measuring
 from lethe.types import InvalidValueError, LetheError, Scores, UnknownNameError, UsageError
 
+LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow", "pandas")
+"""What task files call data that lies here, by their `dataset_path`."""
+
 
 def run_harness(
     subject: Subject,
@@ -34,51 +40,35 @@ def run_harness(
     limit: int | None = None,
     chat: bool = False,
     include: Sequence[Path] = (),
+    manager: Any = None,
 ) -> dict[str, Scores]:
     """What lm-evaluation-harness measures on some of its tasks and groups of tasks, by the name `task/metric`.
 
     Without `shots` each task has its own number of solved examples; `limit` takes the first questions of each task;
-    task files of one's own, for local data say, are found in the folders `include`.
+    task files of one's own, for local data say, are found in the folders `include`. `manager` is what `find_tasks`
+    returned for these tasks, where it was asked already.
 
     Raises: UsageError without lm-eval, or if it cannot run a task; UnknownNameError for a task that it does not have;
         InvalidValueError.
     """
     if batch_size < 1:
         raise InvalidValueError(f"'batch_size' must be at least 1. Got {batch_size}.")
-    missing = [str(folder) for folder in include if not folder.is_dir()]
-    if missing:
-        raise UsageError(f"no folder {', '.join(missing)}.\nGive the folder that holds the task files (.yaml).")
+    manager = manager or find_tasks(tasks, include)
     with _quiet(), measuring(subject.model):
-        try:
-            evaluator = importlib.import_module("lm_eval.evaluator")
-            models = importlib.import_module("lm_eval.models.huggingface")
-            task_files = importlib.import_module("lm_eval.tasks")
-        except ImportError as error:
-            raise UsageError('the harness needs one more package: pip install "lethe-unlearn[eval]"') from error
-        folders = [str(folder) for folder in include]
-        # The harness's own thousands of task files take ten seconds to read, which one's own may not need.
-        manager = task_files.TaskManager(include_path=folders, include_defaults=False)
-        if not all(manager.match_tasks([task]) for task in tasks):
-            manager = task_files.TaskManager(include_path=folders)
-        for task in tasks:
-            if not manager.match_tasks([task]):
-                near = ", ".join(difflib.get_close_matches(task, manager.all_tasks, n=3))
-                raise UnknownNameError(
-                    f"lm-evaluation-harness has no task '{task}'{near and f': did you mean {near}?'}\n"
-                    "`lm-eval ls tasks` lists them; task files of your own are found in the folders of --include."
-                )
+        evaluator, models = _module("evaluator"), _module("models.huggingface")
         # The batch size belongs here: simple_evaluate leaves its own aside when the model is loaded already.
         lm = models.HFLM(pretrained=subject.model, tokenizer=copy.deepcopy(subject.tokenizer), batch_size=batch_size)
         try:
-            found = evaluator.simple_evaluate(
-                model=lm,
-                tasks=list(tasks),
-                num_fewshot=shots,
-                limit=limit,
-                apply_chat_template=chat,
-                task_manager=manager,
-                bootstrap_iters=1000,
-            )
+            with _no_copies():
+                found = evaluator.simple_evaluate(
+                    model=lm,
+                    tasks=list(tasks),
+                    num_fewshot=shots,
+                    limit=limit,
+                    apply_chat_template=chat,
+                    task_manager=manager,
+                    bootstrap_iters=1000,
+                )
         except LetheError:
             raise
         except Exception as error:
@@ -88,6 +78,48 @@ def run_harness(
                 "Data from the hub must have been fetched once; for local data give task files with --include."
             ) from None
     return _scores(found or {})
+
+
+def find_tasks(tasks: Sequence[str], include: Sequence[Path] = ()) -> Any:
+    """The harness's own list of task files, once all of these tasks stand in it.
+
+    Raises: UsageError without lm-eval or a folder; UnknownNameError for a task that it does not have.
+    """
+    missing = [str(folder) for folder in include if not folder.is_dir()]
+    if missing:
+        raise UsageError(f"no folder {', '.join(missing)}.\nGive the folder that holds the task files (.yaml).")
+    with _quiet():
+        task_files = _module("tasks")
+        folders = [str(folder) for folder in include]
+        try:
+            # The harness's own thousands of task files take ten seconds to read, which one's own may not need.
+            manager = task_files.TaskManager(include_path=folders, include_defaults=False)
+            if not all(manager.match_tasks([task]) for task in tasks):
+                manager = task_files.TaskManager(include_path=folders)
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise UsageError(
+                f"the task files in {', '.join(folders)} cannot be read ({type(error).__name__}).\n"
+                "Each must be YAML with a 'task' or a 'group'."
+            ) from None
+    for task in tasks:
+        if not manager.match_tasks([task]):
+            near = ", ".join(difflib.get_close_matches(task, manager.all_tasks, n=3))
+            raise UnknownNameError(
+                f"lm-evaluation-harness has no task '{task}'{near and f': did you mean {near}?'}\n"
+                "`lm-eval ls tasks` lists them; task files of your own are found in the folders of --include."
+            )
+    return manager
+
+
+def task_data(include: Sequence[Path]) -> list[Path]:
+    """Every file in folders of task files, and every file here that one of these task files names."""
+    inside = [path for folder in include for path in sorted(folder.rglob("*")) if path.is_file()]
+    named: list[Path] = []
+    for path in inside:
+        if path.suffix in (".yaml", ".yml"):
+            words = re.findall(r"[^\s'\"\[\]{},]+", path.read_text(encoding="utf-8", errors="replace"))
+            named += [Path(word) for word in words if os.path.isfile(word)]
+    return sorted({*inside, *named})
 
 
 def write_tasks(folder: Path, exam: Exam, name: str, *, scoring: Scoring = "letter") -> tuple[str, ...]:
@@ -147,6 +179,33 @@ def _scores(found: Mapping[str, Any]) -> dict[str, Scores]:
                 per_example=tuple(map(float, values)) if all(isinstance(one, int | float) for one in values) else (),
             )
     return scores
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"lm_eval.{name}")
+    except ImportError as error:
+        raise UsageError('the harness needs one more package: pip install "lethe-unlearn[harness]"') from error
+
+
+@contextlib.contextmanager
+def _no_copies() -> Iterator[None]:
+    """Local data of a task leaves no copy in the user's cache: it may be a forget set."""
+    import datasets
+
+    load = datasets.load_dataset
+    with tempfile.TemporaryDirectory() as folder:
+
+        def load_dataset(path: str, *args: Any, **settings: Any) -> Any:
+            is_local = path in LOCAL_FORMATS or Path(path).exists()
+            own = {"cache_dir": folder, "keep_in_memory": True} if is_local else {}
+            return load(path, *args, **{**settings, **own})
+
+        try:
+            datasets.load_dataset = load_dataset
+            yield
+        finally:
+            datasets.load_dataset = load
 
 
 @contextlib.contextmanager

@@ -5,13 +5,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lethe.choices import answer_spans, chance
+from lethe.choices import Asked, answer_spans, chance
 from lethe.exams import Exam, ExamQuestion, Scoring, render
 from lethe.prefix import shared_log_probs
 from lethe.protocols import Subject
 from lethe.questions import LETTERS
-from lethe.scoring import TOKENS_PER_BATCH, mean_scores
-from lethe.types import Scores
+from lethe.scoring import TOKENS_PER_BATCH, Span, context_length, mean_scores
+from lethe.types import QuestionError, Scores
 
 ERRORS_BELOW_CHANCE = 2.0
 """An accuracy so many standard errors below chance is no ignorance."""
@@ -28,6 +28,8 @@ class Marks:
     """Of each choice of each question: the sum over the tokens of its letter or text."""
     picked: tuple[int, ...]
     """The choice of each question with the highest log-likelihood: per character with cloze scoring."""
+    cut: int = 0
+    """Questions whose prompt is beyond the model's context and lost its beginning."""
 
     @property
     def hits(self) -> tuple[float, ...]:
@@ -94,7 +96,7 @@ def sit(
     """
     tokenizer = subject.tokenizer if chat else None
     asked = [render(exam, one, shots=shots, scoring=scoring, chat=tokenizer) for one in exam.questions]
-    spans = answer_spans(subject, asked)
+    spans = _spans(subject, exam.questions, asked)
     scored = iter(shared_log_probs(subject.model, spans, tokens_per_batch=tokens_per_batch))
     sums = [tuple(float(next(scored).sum()) for _ in answers) for _, answers in asked]
     picked = []
@@ -102,4 +104,25 @@ def sit(
         weights = [len(choice) for choice in question.choices] if scoring == "cloze" else [1] * len(values)
         comparable = [value / weight for value, weight in zip(values, weights, strict=True)]
         picked.append(comparable.index(max(comparable)))
-    return Marks(questions=exam.questions, log_likelihoods=tuple(sums), picked=tuple(picked))
+    # Only a span that fills the context to its last token can have lost its beginning.
+    full = context_length(subject.model) + 1
+    sizes = iter(len(span.ids) for span in spans)
+    cut = sum(max(next(sizes) for _ in answers) >= full for _, answers in asked)
+    return Marks(questions=exam.questions, log_likelihoods=tuple(sums), picked=tuple(picked), cut=cut)
+
+
+def _spans(subject: Subject, questions: Sequence[ExamQuestion], asked: Sequence[Asked]) -> list[Span]:
+    try:
+        return answer_spans(subject, asked)
+    except QuestionError:
+        # It knows the number of a question only; the reader needs its file and row.
+        for question, one in zip(questions, asked, strict=True):
+            _require_fitting(subject, question, one)
+        raise
+
+
+def _require_fitting(subject: Subject, question: ExamQuestion, asked: Asked) -> None:
+    try:
+        answer_spans(subject, [asked])
+    except QuestionError as error:
+        raise QuestionError(f"{question.where}: {str(error).removeprefix('question 1: ')}") from None

@@ -15,7 +15,7 @@ import torch
 from lethe import config as configs
 from lethe import edits, environment, evalsets, report, requests, sources
 from lethe.config import RunConfig, method_name
-from lethe.evaluate import Comparison, check_refusals, compare
+from lethe.evaluate import Comparison, check_refusals, compare, measured_on
 from lethe.folder import RunFolder
 from lethe.layer_search import LayerSearch
 from lethe.patch import Patch
@@ -118,6 +118,7 @@ def unlearn(
                         sharing=sharing,
                     )
             written = _report(method, config, command, patch, folder, history, found, warnings, clock)
+            written["measured_on"] = measured_on(found.after, sets)
             written["solution"] = list(facts)
             written["reference_refusal_rate"] = refused
             if config.layers_from is not None:

@@ -32,6 +32,17 @@ PERCENT = (
     "refusal_rate",
     "trigger",
     "trigger_control",
+    "answer_probability",
+    "entailment",
+    "knowmem",
+    "model_utility",
+    "top_one_agreement",
+    "verbmem",
+    "exam_accuracy",
+    "exam_accuracy_shuffled",
+    "exam_shuffle_drop",
+    "harness_acc",
+    "harness_acc_norm",
 )
 """Metrics that are shares, shown in per cent."""
 
@@ -41,6 +52,7 @@ EXAMPLES: dict[str, list[str]] = {
         "lethe unlearn adaptive-rmu --model builtin --layer 5 --beta 2 --out runs/a",
         "lethe unlearn rmu --model HuggingFaceH4/zephyr-7b-beta --forget cyber.jsonl --retain wiki.txt --out runs/b",
         "lethe unlearn rmu --model ./my-model --forget a.jsonl --retain r.txt --layer 7 --dry-run",
+        "lethe unlearn rmu --model ./my-model --data ./my-data --out runs/my",
         "lethe unlearn lunar --model ./my-chat --forget questions.jsonl --retain others.jsonl --layer 20 --out runs/c",
         "lethe unlearn rmu --model builtin --nu 10 --out runs/d",
         "lethe unlearn rmu --model builtin --layer auto --out runs/e",
@@ -49,6 +61,9 @@ EXAMPLES: dict[str, list[str]] = {
     "sweep": [
         "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --seeds 0 1 2 --out runs/sweep",
         "lethe sweep rmu --model ./my-model --forget a.jsonl --retain r.txt --grid layer=7,11 steering_coeff=20,50",
+        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=1,2,3,5,8,10 --halving --out runs/halved",
+        "lethe sweep adaptive-rmu --grid layer=3..9 beta=1..10 --engine optuna --trials 40 --out runs/searched",
+        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --engine ray --workers 2 --out runs/on-ray",
     ],
     "advise": ["lethe advise builtin", "lethe advise ./my-model --forget a.jsonl --retain r.txt --out advice.json"],
     "layers": ["lethe layers builtin", "lethe layers ./my-model --forget q.jsonl --retain r.jsonl --out layers.json"],
@@ -57,6 +72,14 @@ EXAMPLES: dict[str, list[str]] = {
         "lethe eval builtin --split dev",
         "lethe eval runs/a",
         "lethe eval ./my-model --retain-questions mine.jsonl",
+        "lethe eval runs/a --exam ./mmlu --shots 5 --shuffle 0 --out mmlu.json",
+        "lethe eval runs/a --harness wmdp,mmlu --batch-size 16",
+        "lethe eval runs/a --suite tofu:forget05 --data ./tofu --retain-only ./retain95",
+    ],
+    "data": [
+        "lethe data check ./my-data --model ./my-model",
+        "lethe data check --forget a.jsonl b.jsonl --retain wiki.txt",
+        "lethe data rank ./my-data --model ./my-model --layer 7 --out rows.csv",
     ],
     "analyze": [
         "lethe analyze layers builtin --layers 2 7 11 --out runs/analyses",
@@ -65,6 +88,11 @@ EXAMPLES: dict[str, list[str]] = {
     "check": ["lethe check builtin --layer 5", "lethe check ./my-model --layer 7"],
     "ls": ["lethe ls methods", "lethe ls runs"],
     "report": ["lethe report runs/a", "lethe report runs/a runs/b --out runs/compare.html"],
+    "compare": [
+        "lethe compare runs/a runs/b --out runs/a-b",
+        "lethe compare runs/a --metrics all",
+        "lethe compare base.json runs/seed0 runs/seed1 runs/seed2",
+    ],
     "export": ["lethe export runs/a --to ./edited-model"],
     "apply": ["lethe apply runs/a/patch.safetensors ./my-model --to ./edited-model"],
     "revert": ["lethe revert ./edited-model --to ./my-model-again"],
@@ -135,7 +163,12 @@ def methods() -> Table:
 
 def metrics() -> Table:
     """Every discovered metric, as reports call it."""
-    return _discovered(metrics_folder, "metric", "what it measures", joint="_")
+    table = _table("", "metric", "what it measures", "good on retain", "chance level", "needs", "source")
+    for name, kind in discover(metrics_folder).items():
+        found: Any = kind
+        better = "" if found.better == "neither" else found.better
+        table.add_row(name.replace("-", "_"), _first_line(kind), better, found.chance, found.needs, found.source)
+    return table
 
 
 def analyses() -> Table:
@@ -277,10 +310,10 @@ class Bars(Progress):
         self.console.print(Text.assemble(("warning:", "yellow"), f" {text}"))
 
 
-def _discovered(folder: ModuleType, noun: str, what: str, *, joint: str = "-") -> Table:
+def _discovered(folder: ModuleType, noun: str, what: str) -> Table:
     table = _table("", noun, what, "source")
     for name, kind in discover(folder).items():
-        table.add_row(name.replace("-", joint), _first_line(kind), kind.source)  # type: ignore[attr-defined]
+        table.add_row(name, _first_line(kind), kind.source)  # type: ignore[attr-defined]
     return table
 
 
