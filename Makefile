@@ -9,7 +9,7 @@ demo: .venv/core.done  ## unlearn two topics from the built-in model, measure, w
 	$(BIN)/lethe demo
 
 test: .venv/dev.done  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/dev.done  ## style and types
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ def page() -> str:
         lines += [f"**{name}** - {summary(kind)}", f"Settings: {fields}. Source: {kind.source}.", ""]
     lines += ["## Metrics", "", "In reports each is `name/set`.", ""]
     for name, kind in discover(metrics).items():
-        lines += [f"**{name.replace('-', '_')}** - {summary(kind)} Source: {kind.source}.", ""]
+        lines += [f"**{name.replace('-', '_')}** - {summary(kind)} Needs: {kind.needs}. Source: {kind.source}.", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

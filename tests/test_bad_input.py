@@ -424,8 +424,8 @@ OTHERS = {
     "unknown command": (
         "unlern rmu",
         "there is no command 'unlern'. Did you mean 'unlearn'?\n"
-        "Commands: demo, unlearn, sweep, advise, layers, withdraw, eval, analyze, check, ls, report, "
-        "export, apply, revert, diff.",
+        "Commands: demo, unlearn, sweep, advise, layers, withdraw, eval, data, analyze, check, ls, report, "
+        "compare, export, apply, revert, diff.",
     ),
     "unknown method": (
         "unlearn adaptive-rnu",

@@ -484,7 +484,7 @@ def test_data_that_task_files_name_counts(tmp_path: Path) -> None:
     assert task_data([tasks]) == sorted([outside, tasks / "a.yaml", tasks / "own.py"])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: lethe-unlearn[harness]")
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval: lethe-unlearn[eval]")
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_itself_leaves_no_copy_of_local_data(
     lethe: Lethe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
