@@ -1,6 +1,7 @@
 """What `lethe eval` answers to files and arguments it cannot use: one error that names file, row and fix."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -118,6 +119,11 @@ def _exams() -> None:
     rows("shots/dev/x.jsonl", GOOD)
     rows("shots/x_test.jsonl", GOOD)
     Path("tasks").mkdir()
+    rows("half.jsonl", {**GOOD, "choices": ["one", "two \ud800"]})
+    Path("digits.jsonl").write_text(json.dumps(GOOD) + '\n{"question": "Which?", "answer": ' + "1" * 5000 + "}\n")
+    Path("deep.json").write_text("[" * 100_000 + "]" * 100_000)
+    os.mkfifo("pipe")
+    Path("link").symlink_to("good.jsonl")
 
 
 def _sets() -> None:
@@ -143,7 +149,8 @@ def lethe(capsys: pytest.CaptureFixture[str]) -> Lethe:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             cli.main(["eval", *words.split()])
-        return exit_.value.code, *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
 
     return run
 
@@ -314,7 +321,8 @@ REFUSED = {
     ),
     "chat without anything": (
         "tiny --chat",
-        "--chat does nothing without --exam or --harness.\nPass --exam or --harness, or leave --chat out.",
+        "--chat does nothing without --exam, --harness or --suite.\n"
+        "Pass --exam, --harness or --suite, or leave --chat out.",
     ),
     "include missing": (
         "tiny --harness x --include nowhere",
@@ -397,6 +405,76 @@ REFUSED = {
         "few-words --exam good.jsonl",
         "the tokenizer of few-words has 2048 tokens, and the model knows 100: it belongs to another model.\n"
         "Copy the tokenizer files of the base model into its folder.",
+    ),
+    "half a character": (
+        "tiny --exam half.jsonl",
+        "half.jsonl, line 1 holds half a surrogate pair (\\ud800 to \\udfff).\nRemove it.",
+    ),
+    "number of 5000 digits": (
+        "tiny --exam digits.jsonl",
+        "digits.jsonl, line 2: JSON that cannot be read: a number of thousands of digits, or brackets nested as deep.\n"
+        "Write the row anew.",
+    ),
+    "nested too deep": (
+        "tiny --exam deep.json",
+        "deep.json: JSON that cannot be read: a number of thousands of digits, or brackets nested as deep.\n"
+        "Write the row anew.",
+    ),
+    "no name of an exam": (
+        "tiny --exam=",
+        "--exam names nothing.\nGive a file, a folder or a hub dataset.",
+    ),
+    "no name of a task": (
+        "tiny --harness ,",
+        "--harness names no task.\nGive at least one, as in --harness wmdp,mmlu.",
+    ),
+    "batch size without the harness": (
+        "tiny --exam good.jsonl --batch-size 8",
+        "--batch-size does nothing without --harness.\nPass --harness, or leave --batch-size out.",
+    ),
+    "cache or none": (
+        "tiny --exam good.jsonl --cache kept --no-cache",
+        "--cache and --no-cache contradict each other.\nLeave one of them out.",
+    ),
+    "sets beside a suite": (
+        "tiny --suite tofu --data tofu --forget forget.jsonl --split dev",
+        "--suite brings its own sets, so --forget, --split would do nothing.\n"
+        "Measure the suite and your own sets by two commands.",
+    ),
+    "suite in no folder": (
+        "tiny --suite tofu --data tofo",
+        "no folder tofo: did you mean tofu?\n"
+        "Give one with the files of locuslab/TOFU on the Hugging Face hub; MIT licence.",
+    ),
+    "holdout without texts": (
+        "tiny --forget-questions asked.jsonl --holdout seen.jsonl",
+        "--holdout does nothing without texts to forget, which it is compared with.\n"
+        "Pass --forget FILE, or leave --holdout out.",
+    ),
+    "keywords without corpora": (
+        "tiny --retain-questions good.jsonl --keywords stone",
+        "--keywords does nothing without both corpora and questions with choices on a set to keep.\n"
+        "Pass --forget, --retain and --retain-questions, or leave --keywords out.",
+    ),
+    "out is what is read": (
+        "tiny --exam good.jsonl --out good.jsonl",
+        "good.jsonl is read by this very command, and would be overwritten.\nName another file.",
+    ),
+    "text is what is read": (
+        "tiny --forget-questions asked.jsonl --out a.json --keep-text ./asked.jsonl",
+        "asked.jsonl is read by this very command, and would be overwritten.\nName another file.",
+    ),
+    "out and text in one file": (
+        "tiny --exam good.jsonl --out a.json --keep-text a.json",
+        "--out and --keep-text both name a.json.\nName two files.",
+    ),
+    "out is a pipe": (
+        "tiny --exam good.jsonl --out pipe",
+        "pipe is a link, a device or a pipe, and would be replaced by a file.\nName another file.",
+    ),
+    "text is a link": (
+        "tiny --exam good.jsonl --out a.json --keep-text link",
+        "link is a link, a device or a pipe, and would be replaced by a file.\nName another file.",
     ),
     "out in no folder": (
         "tiny --exam good.jsonl --out nowhere/a.json",

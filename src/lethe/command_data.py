@@ -12,6 +12,7 @@ from lethe import config as configs
 from lethe import own_data, tables
 from lethe.commands import NOTES, RESULT, Json, examples, parse, print_json
 from lethe.config import BUILTIN, ON_BUILTIN, RunConfig
+from lethe.kept_text import require_place
 from lethe.own_data import OwnData
 from lethe.types import InvalidValueError, UnknownNameError, UsageError
 
@@ -106,6 +107,7 @@ def rank(
     from lethe.environment import explaining_memory, find_device, threads
     from lethe.weights import load_tokenizer
 
+    require_place(out, [Path(name).expanduser() for name in (*forget, retain) if name is not None])
     if top < 1:
         raise InvalidValueError(f"'top' must be at least 1. Got {top}.")
     corpora, kept, _ = _named(folder, forget, retain, ())

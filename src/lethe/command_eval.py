@@ -14,10 +14,17 @@ from lethe import __version__, tables
 from lethe.commands import NOTES, RESULT, Json, print_json
 from lethe.exam_sources import find_exam
 from lethe.exams import Exam
-from lethe.kept_text import write_private
+from lethe.kept_text import require_place, write_private
 from lethe.saving import write_text
 from lethe.score_cache import ScoreCache, default_folder
 from lethe.types import InvalidValueError, SaveError, UsageError
+
+UNUSED_BY_SUITE = (
+    "forget", "retain", "text_field", "forget_questions", "adjacent_questions", "retain_questions", "split", "keywords",
+)  # fmt: skip
+"""Flags of sets that a suite brings itself."""
+BATCH_SIZE = 8
+"""Rows of a batch of the harness, unless the user says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,8 @@ class _Sets:
     """Forget corpora whose texts are measured."""
     retain: str | None = None
     """Retain corpus."""
+    text_field: str | None = None
+    """Field of a .jsonl row that holds the text; by default text."""
     forget_questions: Path | None = None
     """Questions on what should be forgotten."""
     adjacent_questions: Path | None = None
@@ -49,7 +58,8 @@ class _Sets:
     split: Literal["dev", "test", "all"] | None = None
     """Half of the built-in questions."""
     limit: int | None = None
-    """At most this many questions of each set; of each subject of an exam and task of the harness, its first ones."""
+    """At most this many questions and passages of each set; of each subject of an exam and task of the harness, its
+    first ones."""
     samples: int | None = None
     """Sampled answers to each question, at temperature 1; by default one greedy answer."""
     free_running: bool = False
@@ -76,12 +86,12 @@ class _Tests:
     """Tasks and groups of lm-evaluation-harness, run on the model in memory: wmdp,mmlu."""
     include: tuple[Path, ...] = ()
     """Folders with task files of your own."""
-    batch_size: int = 8
-    """Rows of a batch of the harness."""
+    batch_size: int | None = None
+    """Rows of a batch of the harness; by default 8."""
     shots: int | None = None
     """Solved examples before each question; by default none, and each task of the harness has its own number."""
     chat: bool = False
-    """Put questions in the model's chat template."""
+    """Put questions of --exam, --harness or --suite tofu in the model's chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +124,7 @@ def evaluate(
     Args:
         target: A run folder, or `builtin`, a model folder or a hub id.
     """
-    _check(sets, tests)
-    for path in (kept.out, kept.keep_text):
-        _require_place(path)
+    _check(sets, tests, kept)
     named = _given(sets)
     wants_sets = bool(named.keys() - {"limit", "scoring"}) or not (tests.exam or tests.harness)
     exam = _exam(tests, sets.limit) if tests.exam else None
@@ -136,7 +144,9 @@ def evaluate(
             cache = ScoreCache(None, progress.warn)
         given = {key: value for key, value in named.items() if key not in ("suite", "retain_only")}
         given |= {"device": device, "dtype": dtype}
-        subject = Target(target, given, suite=sets.suite, retain_only=sets.retain_only)
+        subject = Target(
+            target, given, suite=sets.suite, chat=bool(sets.suite) and tests.chat, retain_only=sets.retain_only
+        )
         found = measuring.Found()
         about: dict[str, Any] = {}
         texts: list[dict[str, Any]] = []
@@ -153,6 +163,7 @@ def evaluate(
                 about["exam_shuffled"] = measuring.letters(other)
             found |= measuring.exam_scores(marks, other)
             texts += measuring.exam_texts(marks) if kept.keep_text else []
+        missing = measuring.not_measured(asked, retain_only=sets.retain_only is not None)
         if asked:
             found |= measuring.measure_sets(subject, asked, cache, progress)
             texts += measuring.set_texts(subject.subject, asked) if kept.keep_text else []
@@ -163,7 +174,7 @@ def evaluate(
                 cache,
                 progress,
                 include=tests.include,
-                batch_size=tests.batch_size,
+                batch_size=tests.batch_size or BATCH_SIZE,
                 shots=tests.shots,
                 limit=sets.limit,
                 chat=tests.chat,
@@ -172,10 +183,14 @@ def evaluate(
         NOTES.print(
             f"measured before: {cache.reused}/{cache.asked} parts, read from {cache.folder} (--no-cache measures again)"
         )
+    if missing:
+        needs = (f"{name} (needs {flags})" for name, flags in missing.items())
+        NOTES.print(f"not measured: {', '.join(needs)}")
     summary = {
         "lethe": __version__,
         "model": target,
         "scores": {name: _without_nan(scores.summary()) for name, scores in found.scores.items()},
+        "not_measured": missing,
         **about,
     }
     if kept.out is not None:
@@ -184,7 +199,8 @@ def evaluate(
             "per_example": {name: _plain(scores.per_example) for name, scores in found.scores.items()},
             "measured_on": found.measured_on,
             "settings": json.loads(json.dumps({**named, **_given(tests)}, default=str)),
-            "weights": subject.identity(cache),
+            # Without a cache no file is hashed.
+            "weights": {name: value or None for name, value in subject.identity(cache).items()},
             "environment": describe(subject.device),
         }
         write_text(kept.out, json.dumps(written, indent=1) + "\n")
@@ -201,18 +217,31 @@ def evaluate(
         RESULT.print(f"scores: {kept.out}")
 
 
-def _check(sets: _Sets, tests: _Tests) -> None:
-    """Raises: UsageError for a flag that would do nothing; InvalidValueError."""
+def _check(sets: _Sets, tests: _Tests, kept: _Kept) -> None:
+    """Raises: UsageError for a flag that would do nothing, or a file that cannot be written; InvalidValueError."""
+    if tests.exam is not None and not tests.exam.strip():
+        raise UsageError("--exam names nothing.\nGive a file, a folder or a hub dataset.")
+    if tests.harness and not _tasks(tests):
+        raise UsageError("--harness names no task.\nGive at least one, as in --harness wmdp,mmlu.")
     lacking = {
         "--subjects": (tests.subjects, tests.exam, "--exam"),
         "--shuffle": (tests.shuffle is not None, tests.exam, "--exam"),
         "--include": (tests.include, tests.harness, "--harness"),
+        "--batch-size": (tests.batch_size is not None, tests.harness, "--harness"),
         "--shots": (tests.shots is not None, tests.exam or tests.harness, "--exam or --harness"),
-        "--chat": (tests.chat, tests.exam or tests.harness, "--exam or --harness"),
+        "--chat": (tests.chat, tests.exam or tests.harness or sets.suite, "--exam, --harness or --suite"),
     }
     for flag, (is_given, needed, other) in lacking.items():
         if is_given and not needed:
             raise UsageError(f"{flag} does nothing without {other}.\nPass {other}, or leave {flag} out.")
+    unused = [f"--{name.replace('_', '-')}" for name in UNUSED_BY_SUITE if name in _given(sets)] if sets.suite else []
+    if unused:
+        raise UsageError(
+            f"--suite brings its own sets, so {', '.join(unused)} would do nothing.\n"
+            "Measure the suite and your own sets by two commands."
+        )
+    if kept.cache is not None and kept.no_cache:
+        raise UsageError("--cache and --no-cache contradict each other.\nLeave one of them out.")
     for name, value, least in (
         ("limit", sets.limit, 1),
         ("shots", tests.shots, 0),
@@ -220,16 +249,15 @@ def _check(sets: _Sets, tests: _Tests) -> None:
     ):
         if value is not None and value < least:
             raise InvalidValueError(f"'{name}' must be at least {least}. Got {value}.")
-
-
-def _require_place(path: Path | None) -> None:
-    """Raises: UsageError for a file that could not be written, before anything is measured."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder.\nName a file.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.\nMake it, or name another file.")
+    named = (
+        *sets.forget, sets.retain, sets.forget_questions, sets.adjacent_questions, sets.retain_questions, sets.holdout,
+        sets.refusals, tests.exam,
+    )  # fmt: skip
+    inputs = [Path(name).expanduser() for name in named if name is not None]
+    require_place(kept.out, inputs)
+    require_place(kept.keep_text, [*inputs, *([] if kept.out is None else [kept.out])])
+    if kept.out is not None and kept.out == kept.keep_text:
+        raise UsageError(f"--out and --keep-text both name {kept.out}.\nName two files.")
 
 
 def _exam(tests: _Tests, limit: int | None) -> Exam:

@@ -282,12 +282,6 @@ def _text(where: str, row: Any, text_field: str) -> str:
             f"{where}: field {text_field!r} holds {type(text).__name__}, not a text.\n"
             "Make it a string, or pass --text-field with another field."
         )
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can spell what no tokenizer can read.
-        raise CorpusError(
-            f"{where}: field {text_field!r} holds half a surrogate pair (\\ud800 to \\udfff).\nRemove it."
-        ) from None
     return text
 
 

@@ -8,7 +8,7 @@ import statistics
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lethe import own_data
 from lethe.own_data import Row
 from lethe.resemblance import GRAM, NEAR, Grams, Index, Words, contained, near_duplicates, union
-from lethe.types import Question, UsageError
+from lethe.types import CorpusError, Question, UsageError
 
 FEWEST = 4
 """Rows of one batch with the published settings."""
@@ -32,6 +32,8 @@ CONTROL = 0.01
 """Share of control and replacement characters from which a row is no text."""
 HUGE = 1_000_000
 """Characters from which a row is likely to be a whole file."""
+TEXT_FIELD = "text"
+"""Field of a row that holds its text, unless another is named."""
 SHORT = 10
 """Characters below which one character may fill half of a row."""
 
@@ -97,7 +99,7 @@ def check(
     retain: str | Path | None,
     questions: Sequence[Path] = (),
     *,
-    text_field: str = "text",
+    text_field: str = TEXT_FIELD,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> DataCheck:
     """Read everything and look for what would spoil a run; what cannot be read is a finding, too."""
@@ -110,9 +112,12 @@ def check(
     for side, source in named:
         source = str(source)
         with _noting(source, findings):
-            rows = own_data.read_rows(source, text_field)
+            rows, asks = _rows(source, text_field)
             corpora.append(_Corpus(side=side, source=source, rows=rows, grams=[words.grams(row.text) for row in rows]))
-            if blank := own_data.blank_rows(source, text_field):
+            if asks:
+                what = "prompts, for a method that reads prompts (lunar); a method that reads texts would refuse them"
+                findings.append(Finding(level="note", where=source, what=what))
+            elif blank := own_data.blank_rows(source, text_field):
                 findings.append(Finding(level="warning", where=source, what="blank, left out of every run", rows=blank))
     asked = _questions(questions, findings)
     for side in ("forget", "retain"):
@@ -142,6 +147,22 @@ def check(
         questions={name: len(found) for name, found in asked.items()},
         findings=tuple(sorted(findings, key=lambda found: ("stop", "warning", "note").index(found.level))),
     )
+
+
+def _rows(source: str, text_field: str) -> tuple[tuple[Row, ...], bool]:
+    """The rows of a corpus, and whether they are prompts, which some methods read in place of texts.
+
+    Raises: CorpusError.
+    """
+    try:
+        return own_data.read_rows(source, text_field), False
+    except CorpusError:
+        path = Path(source).expanduser()
+        # Who names a field has texts; with the wrong one it must not pass for anything else.
+        if text_field == TEXT_FIELD and path.suffix.lower() in (".jsonl", ".json") and path.is_file():
+            with suppress(UsageError):
+                return own_data.prompt_rows(path), True
+        raise
 
 
 def _facts(name: str, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> TopicFacts:
@@ -266,7 +287,9 @@ def _noting(where: str, findings: list[Finding]) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        findings.append(Finding(level="stop", where=where, what=f"{error}{_stand_in(where)}"))
+        # The place is named already.
+        what = str(error).removeprefix(where).lstrip(",: ")
+        findings.append(Finding(level="stop", where=where, what=f"{what}{_stand_in(where)}"))
 
 
 def _about_questions(

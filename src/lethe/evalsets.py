@@ -97,8 +97,9 @@ def sets(
         questions |= world.questions(config.split)
         questions["forget"] = [question for question in questions["forget"] if question.topic in forget or not forget]
         texts["adjacent"] = world.adjacent_texts()
-    elif asked is not None:
-        questions |= _prompts_as_questions(asked)
+    if asked is not None:
+        # The built-in model has questions of its own, but none on prompts that a user brought.
+        questions |= {name: found for name, found in _prompts_as_questions(asked).items() if not questions.get(name)}
     if config.data is not None:
         questions |= own_data.questions(config.data)
     paths = {
@@ -109,7 +110,7 @@ def sets(
     questions |= {name: read_questions(path) for name, path in paths.items() if path is not None}
     if config.limit is not None:
         questions = {name: subset(found, config.limit, 0) for name, found in questions.items()}
-    held_out = never_seen(config.holdout, texts["forget"])
+    held_out = never_seen(config.holdout, texts["forget"], config.text_field)
     return tuple(
         EvalSet(
             name=name,
@@ -171,18 +172,19 @@ def of_suite(found: Sequence[EvalSet], settings: Mapping[str, Any]) -> tuple[Eva
             own["holdout"] = never_seen(settings["holdout"], data.texts)
         if "limit" in settings:
             own["questions"] = subset(data.questions, settings["limit"], 0)
+            own["passages"] = data.passages[: settings["limit"]]
         changed.append(replace(data, **own))
     return tuple(changed)
 
 
-def never_seen(holdout: Path | None, forget: Sequence[str]) -> tuple[str, ...]:
+def never_seen(holdout: Path | None, forget: Sequence[str], text_field: str = "text") -> tuple[str, ...]:
     """The first texts of a holdout file; none without one.
 
     Raises: CorpusError for one that cannot be read, or that shares a text with the forget corpora.
     """
     if holdout is None:
         return ()
-    texts = read_texts(holdout)
+    texts = read_texts(holdout, text_field=text_field)
     trained = {" ".join(text.split()) for text in forget}
     shared = [row for row, text in enumerate(texts, start=1) if " ".join(text.split()) in trained]
     if shared:

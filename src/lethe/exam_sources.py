@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lethe.exams import EXAMPLES, Exam, ExamQuestion, as_question, read_exam
+from lethe.exams import EXAMPLES, Exam, ExamQuestion, as_question, exam_of, read_exam
 from lethe.types import QuestionError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
@@ -60,7 +60,7 @@ def groups_of(exam: Exam) -> dict[str, tuple[str, ...]]:
 
 def _hub_exam(name: str, config: str = "", split: str = "") -> Exam:
     asked: list[ExamQuestion] = []
-    examples: dict[str, dict[str, list[ExamQuestion]]] = {}
+    solved: list[tuple[str, ExamQuestion]] = []
     for chosen, parts in _datasets(name, config).items():
         if split and split not in parts:
             raise QuestionError(f"{name}, {chosen}: no split '{split}'.\nThere is {', '.join(parts)}.")
@@ -70,16 +70,12 @@ def _hub_exam(name: str, config: str = "", split: str = "") -> Exam:
                 for number, row in enumerate(rows, start=1)
             ]
             if part in EXAMPLES and part != split:
-                for question in questions:
-                    examples.setdefault(question.topic, {}).setdefault(part, []).append(question)
+                solved += [(part, question) for question in questions]
             elif split in ("", part):
                 asked += questions
     if not asked:
         raise QuestionError(f"{name} holds no question to ask, only examples.\nName the split: {name}:CONFIG:SPLIT.")
-    solved = {
-        subject: tuple(next(found[one] for one in EXAMPLES if one in found)) for subject, found in examples.items()
-    }
-    return Exam(questions=tuple(asked), examples=solved)
+    return exam_of(asked, solved)
 
 
 def _datasets(name: str, config: str) -> dict[str, dict[str, Any]]:

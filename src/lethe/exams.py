@@ -9,7 +9,7 @@ import io
 import itertools
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from lethe.questions import LETTERS, render_letter
-from lethe.textfiles import decoded, did_you_mean, field_names, json_rows
+from lethe.textfiles import decoded, did_you_mean, field_names, json_rows, parquet_rows
 from lethe.types import Question, QuestionError, UsageError
 
 SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
@@ -96,21 +96,28 @@ def read_exam(path: str | Path) -> Exam:
         raise QuestionError(f"no exam {path}{did_you_mean(path)}\nGive a file ({', '.join(SUFFIXES)}) or a folder.")
     files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
     asked: list[ExamQuestion] = []
-    examples: dict[str, dict[str, list[ExamQuestion]]] = {}
+    solved: list[tuple[str, ExamQuestion]] = []
     for file in files:
         split = "test" if file == path else _split(file, path)
         questions = _read_file(file)
         if split in EXAMPLES:
-            for question in questions:
-                examples.setdefault(question.topic, {}).setdefault(split, []).append(question)
+            solved += [(split, question) for question in questions]
         else:
             asked += questions
     if not asked:
         raise QuestionError(
             f"{path} holds no question.\nGive a file with at least one ({', '.join(SUFFIXES)}), or a folder of such."
         )
-    chosen = {subject: next(found[one] for one in EXAMPLES if one in found) for subject, found in examples.items()}
-    return Exam(questions=tuple(asked), examples={subject: tuple(found) for subject, found in chosen.items()})
+    return exam_of(asked, solved)
+
+
+def exam_of(asked: Iterable[ExamQuestion], solved: Iterable[tuple[str, ExamQuestion]]) -> Exam:
+    """The exam of some questions, with examples by their split: a subject's are those of the first of EXAMPLES."""
+    found: dict[str, dict[str, list[ExamQuestion]]] = {}
+    for split, question in solved:
+        found.setdefault(question.topic, {}).setdefault(split, []).append(question)
+    chosen = {subject: next(splits[one] for one in EXAMPLES if one in splits) for subject, splits in found.items()}
+    return Exam(questions=tuple(asked), examples={subject: tuple(rows) for subject, rows in chosen.items()})
 
 
 def as_question(where: str, row: Any, subject: str) -> ExamQuestion:
@@ -235,7 +242,7 @@ def _read_file(path: Path) -> list[ExamQuestion]:
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        return _parquet_rows(path)
+        return parquet_rows(path, QuestionError)
     if suffix == ".csv":
         return _csv_rows(path, decoded(path, QuestionError))
     if suffix in SUFFIXES:
@@ -243,22 +250,6 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
     raise QuestionError(
         f"{path}: no exam is read from {path.suffix or 'a file without suffix'}.\nGive a file of {', '.join(SUFFIXES)}."
     )
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise QuestionError(
-            f'{path}: parquet files need one more package: pip install "lethe-unlearn[eval]"'
-        ) from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError):
-        raise QuestionError(f"{path} is no parquet file, or a damaged one.\nFetch it again.") from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
 
 
 def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:

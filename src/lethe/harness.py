@@ -185,7 +185,7 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(f"lm_eval.{name}")
     except ImportError as error:
-        raise UsageError('the harness needs one more package: pip install "lethe-unlearn[harness]"') from error
+        raise UsageError('the harness needs one more package: pip install "lethe-unlearn[eval]"') from error
 
 
 @contextlib.contextmanager

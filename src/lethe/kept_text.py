@@ -1,4 +1,4 @@
-"""Prompts and answers, where the user asks for them: in a file of their own that nobody else can read."""
+"""Files that a user names for results: whether they can be written, and private ones for prompts and answers."""
 
 import json
 import os
@@ -8,6 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from lethe.saving import saving
+from lethe.types import UsageError
+
+
+def require_place(path: Path | None, inputs: Iterable[Path] = ()) -> None:
+    """Raises: UsageError, before any work is done, for a file that could not be written or should not be replaced."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.\nName a file.")
+    # A file is written beside it and renamed, which would put an ordinary file in the place of /dev/null.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UsageError(f"{path} is a link, a device or a pipe, and would be replaced by a file.\nName another file.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.\nMake it, or name another file.")
+    if path.exists() and any(other.exists() and path.samefile(other) for other in inputs):
+        raise UsageError(f"{path} is read by this very command, and would be overwritten.\nName another file.")
 
 
 def write_private(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

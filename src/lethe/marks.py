@@ -14,9 +14,11 @@ from lethe.scoring import TOKENS_PER_BATCH, Span, context_length, mean_scores
 from lethe.types import QuestionError, Scores
 
 ERRORS_BELOW_CHANCE = 2.0
-"""An accuracy so many standard errors below chance is no ignorance."""
+"""An accuracy so many standard errors of a guess below chance is no ignorance."""
 COLLAPSED = 0.5
 """A letter picked this much more often than it is right is picked for itself."""
+FEWEST = 8
+"""Of fewer questions one letter may be picked so often by accident."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +63,16 @@ class Marks:
         accuracy = self.scores()[""]
         place, count = Counter(self.picked).most_common(1)[0]
         right = sum(one.gold == place for one in self.questions)
-        if (count - right) / len(self.picked) > COLLAPSED:
+        if len(self.picked) >= FEWEST and (count - right) / len(self.picked) > COLLAPSED:
             found.append(
                 f"{LETTERS[place]} is picked in {100 * count / len(self.picked):.0f} % of the questions and right in "
                 f"{100 * right / len(self.picked):.0f} %: the accuracy shows a preference for a letter."
             )
         guess = accuracy.chance or 0.0
-        if accuracy.value + ERRORS_BELOW_CHANCE * accuracy.stderr < guess:
+        # The error of guessing, not of the hits: that one is 0 where the only question was missed.
+        each = [1 / len(one.choices) for one in self.questions]
+        error = math.sqrt(math.fsum(share * (1 - share) for share in each)) / len(each)
+        if accuracy.value + ERRORS_BELOW_CHANCE * error < guess:
             found.append(
                 f"{100 * accuracy.value:.1f} % is below the {100 * guess:.1f} % of a guess: the right answers are "
                 "avoided, which takes knowing them. It is a bias, not more forgetting."

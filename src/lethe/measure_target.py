@@ -15,9 +15,9 @@ from lethe.marks import Marks, sit
 from lethe.progress import Progress
 from lethe.protocols import Subject
 from lethe.score_cache import ScoreCache
-from lethe.scoring import generate, mean_scores
+from lethe.scoring import free_form, generate, mean_scores
 from lethe.target import Target
-from lethe.types import EvalSet, InvalidValueError, Scores, UsageError
+from lethe.types import EvalSet, Scores, UsageError
 
 ANSWER_TOKENS = 24
 """Length of the greedy answers that are kept with --keep-text."""
@@ -48,10 +48,6 @@ class Style:
     scoring: Scoring = "letter"
     chat: bool = False
 
-    def __post_init__(self) -> None:
-        if self.shots < 0:
-            raise InvalidValueError(f"'shots' must be 0 or more. Got {self.shots}.")
-
 
 def measure_sets(target: Target, sets: Sequence[EvalSet], cache: ScoreCache, progress: Progress) -> Found:
     """Every metric on every set, by the name `metric/set`, and what is combined of these.
@@ -70,6 +66,23 @@ def measure_sets(target: Target, sets: Sequence[EvalSet], cache: ScoreCache, pro
         progress.advance(data.name)
     found |= evaluate.combined(found)
     return Found(scores=found, measured_on=evaluate.measured_on(found, sets))
+
+
+def not_measured(sets: Sequence[EvalSet], *, retain_only: bool) -> dict[str, str]:
+    """Metrics that suit these sets and lack something that the command line can name, each with the flags for it."""
+    forget = [data for data in sets if data.name == "forget"]
+    texts = any(data.texts for data in forget)
+    holdout = any(data.holdout for data in forget)
+    lacking: dict[str, dict[str, bool]] = {}
+    if texts:
+        lacking["membership"] = {"--holdout": holdout}
+        lacking["priv_leak"] = {"--holdout": holdout, "--retain-only": retain_only}
+    if any(question.perturbed for data in forget for question in data.questions):
+        lacking["forget_quality"] = {"--retain-only": retain_only}
+    if any(free_form(data) for data in sets):
+        lacking["entailment"] = {"--nli": any(data.nli for data in sets)}
+    missing = {name: [flag for flag, is_there in flags.items() if not is_there] for name, flags in lacking.items()}
+    return {name: " and ".join(flags) for name, flags in missing.items() if flags}
 
 
 def sit_exam(target: Target, exam: Exam, style: Style, cache: ScoreCache, progress: Progress) -> Marks:

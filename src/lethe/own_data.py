@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from lethe.corpora import read_texts
-from lethe.prompts import read_prompts
+from lethe.prompts import read_prompts, with_answer
 from lethe.questions import read_questions
 from lethe.textfiles import decoded, did_you_mean, json_rows
 from lethe.types import CorpusError, Question, QuestionError, SetName, UsageError
@@ -87,6 +87,19 @@ def read_rows(source: str | Path, text_field: str = "text") -> tuple[Row, ...]:
     return tuple(
         Row(number=place(where), text=text, topic=_topic(where, row))
         for text, (where, row) in zip(texts, kept, strict=True)
+    )
+
+
+def prompt_rows(source: str | Path) -> tuple[Row, ...]:
+    """The prompts of a `.jsonl` or `.json` file, each with its answer as one text, with their places and topics.
+
+    Raises: CorpusError.
+    """
+    path = Path(source).expanduser()
+    asked = zip(read_prompts(path), _objects(path, CorpusError), strict=True)
+    return tuple(
+        Row(number=place(where), text=with_answer(question), topic=_topic(where, row))
+        for question, (where, row) in asked
     )
 
 

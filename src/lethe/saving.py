@@ -30,6 +30,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises: SaveError.
     """
+    # What a link points to is replaced, not the link; and nothing that is no file, such as /dev/stdout.
+    path = path.resolve() if path.is_symlink() else path
+    if path.exists() and not path.is_file():
+        raise SaveError(f"{path} is no file: it would be replaced by one.\nName another path.")
     partial = path.with_name(f"{path.name}.partial")
     with saving(path):
         try:

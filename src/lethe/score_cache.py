@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -122,7 +123,9 @@ class ScoreCache:
         try:
             with saving(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(content))
+                # Each process writes in a folder of its own: two may measure the same thing at the same moment.
+                with tempfile.TemporaryDirectory(dir=path.parent) as own:
+                    os.replace(write_text(Path(own) / path.name, json.dumps(content)), path)
         except SaveError as error:
             self._warn(f"the cache keeps nothing: {error}")
 

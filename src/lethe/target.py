@@ -8,13 +8,15 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import evalsets, own_data, sources
+from lethe import evalsets, own_data, prompts, sources
 from lethe.config import BUILTIN, RunConfig, nearest, read_run_config
 from lethe.environment import find_device
+from lethe.exams import NO_TEMPLATE
 from lethe.folder import RunFolder
 from lethe.patch import Patch
 from lethe.protocols import Subject, discover
 from lethe.score_cache import ScoreCache
+from lethe.textfiles import did_you_mean
 from lethe.types import EvalSet, InvalidValueError, ModelError, UnknownNameError, UsageError
 from lethe.weights import count_layers, load_model, load_tokenizer, model_folder
 
@@ -26,10 +28,18 @@ class Target:
     """
 
     def __init__(
-        self, name: str, given: Mapping[str, Any], *, suite: str | None = None, retain_only: str | None = None
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        *,
+        suite: str | None = None,
+        chat: bool = False,
+        retain_only: str | None = None,
     ):
         self.name = name
         self.suite = suite
+        self.chat = chat
+        """Whether the suite's questions are put in the model's chat template."""
         self.run = RunFolder(Path(name))
         self.patch: Patch | None = None
         # Of a suite, the folder that --data names holds files of the suite's own form.
@@ -89,7 +99,8 @@ class Target:
         Raises: UsageError if there is nothing; QuestionError, CorpusError, RunFolderError, UnknownNameError.
         """
         if self.suite is not None:
-            found = evalsets.of_suite(_suite_sets(self.suite, self._suite_folder), self.given)
+            tokenizer = self.tokenizer if self.chat else None
+            found = evalsets.of_suite(_suite_sets(self.suite, self._suite_folder, tokenizer), self.given)
         elif self.patch is not None:
             found = evalsets.of_folder(self.run.path, self.given, self.tokenizer)
         else:
@@ -101,6 +112,16 @@ class Target:
             raise UsageError(
                 f"there is nothing to measure {self.name} on.\n"
                 "Pass --forget-questions, --retain-questions, --forget or --retain."
+            )
+        if "holdout" in self.given and not any(data.texts for data in found if data.name == "forget"):
+            raise UsageError(
+                "--holdout does nothing without texts to forget, which it is compared with.\n"
+                "Pass --forget FILE, or leave --holdout out."
+            )
+        if "keywords" in self.given and not any(data.keywords for data in found):
+            raise UsageError(
+                "--keywords does nothing without both corpora and questions with choices on a set to keep.\n"
+                "Pass --forget, --retain and --retain-questions, or leave --keywords out."
             )
         return found
 
@@ -144,15 +165,30 @@ def _retain_only(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Path, P
     return folder, own
 
 
-def _suite_sets(name: str, folder: Path | None) -> tuple[EvalSet, ...]:
-    """The sets of `suite` or `suite:split`, read from a folder."""
+def _suite_sets(
+    name: str, folder: Path | None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[EvalSet, ...]:
+    """The sets of `suite` or `suite:split`, read from a folder; in the chat template of a tokenizer that is given."""
     from lethe import suites
 
-    word, _, split = name.partition(":")
+    word, _, split = name.lower().partition(":")
     known = discover(suites)
     if word not in known:
         raise UnknownNameError(f"there is no suite '{word}'.{nearest(word, known)}\nSuites: {', '.join(known)}.")
-    suite: Any = known[word](**({"split": split} if split else {}))
+    settings = {"split": split} if split else {}
+    if tokenizer is not None:
+        if "template" not in {one.name for one in dataclasses.fields(known[word])}:
+            raise UsageError(f"--suite {word} is put in its own form, after solved examples.\nLeave --chat out.")
+        if not tokenizer.chat_template:
+            raise UsageError(NO_TEMPLATE)
+        settings["template"] = "{question}"
+    suite: Any = known[word](**settings)
     if folder is None:
         raise InvalidValueError(f"--suite {name} needs the folder of its files.\nPass --data DIR.")
-    return suite.sets(folder)
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise UsageError(f"no folder {folder}{did_you_mean(folder)}\nGive one with the files of {suite.data}.")
+    found = suite.sets(folder)
+    if tokenizer is None:
+        return found
+    return tuple(dataclasses.replace(data, questions=prompts.render(tokenizer, data.questions)) for data in found)

@@ -1,4 +1,4 @@
-"""Text files as corpora and questions are read from them: decoded, cut into JSON rows, missed by a letter.
+"""Files as corpora and questions are read from them: decoded, cut into rows of JSON or parquet, missed by a letter.
 
 No message of this module quotes a file's content: it names the file and the line or row.
 """
@@ -48,10 +48,45 @@ def json_rows(path: Path, content: str, failure: type[UsageError]) -> Iterator[t
                 f"{path}, line {line_number}, column {error.colno}: not JSON ({error.msg}).\n"
                 f"{'The file' if is_array else 'Each line'} must be {'one array' if is_array else 'one object'}."
             ) from None
-        if is_array:
-            yield from ((f"{path}, row {row}", value) for row, value in enumerate(found, start=1))
-        else:
-            yield f"{path}, line {number}", found
+        except (ValueError, RecursionError):
+            where = path if is_array else f"{path}, line {number}"
+            raise failure(
+                f"{where}: JSON that cannot be read: a number of thousands of digits, or brackets nested as deep.\n"
+                "Write the row anew."
+            ) from None
+        rows = enumerate(found, start=1) if is_array else [(number, found)]
+        for place, value in rows:
+            where = f"{path}, {'row' if is_array else 'line'} {place}"
+            if "\\u" in line and not _is_unicode(value):
+                raise failure(f"{where} holds half a surrogate pair (\\ud800 to \\udfff).\nRemove it.")
+            yield where, value
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether a tokenizer can read every string in it: JSON can spell half a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parquet_rows(path: Path, failure: type[UsageError]) -> Iterator[tuple[str, Any]]:
+    """Each row of a parquet file with its place.
+
+    Raises: `failure` without pyarrow, or for a file that is damaged.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise failure(f'{path}: parquet files need one more package: pip install "lethe-unlearn[eval]"') from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError):
+        raise failure(f"{path} is no parquet file, or a damaged one.\nFetch it again.") from None
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
 
 
 def field_names(names: Iterable[str], noun: str) -> str:

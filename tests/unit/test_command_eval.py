@@ -14,16 +14,18 @@ import pytest
 import torch
 import transformers
 
-from lethe import Subject, cli, load_model, load_tokenizer, measure_target
+from lethe import RunConfig, Subject, cli, evalsets, load_model, load_tokenizer, measure_target, metrics
 from lethe import target as targets
 from lethe.evaluate import measured_on
 from lethe.exam_sources import GROUPS, find_exam, groups_of
 from lethe.exams import Exam, ExamQuestion, read_exam
 from lethe.harness import task_data, write_tasks
 from lethe.marks import Marks, sit
+from lethe.prompts import Prompts
+from lethe.protocols import discover
 from lethe.score_cache import ScoreCache
 from lethe.target import Target
-from lethe.types import EvalSet, Question, QuestionError, Scores
+from lethe.types import EvalSet, Question, QuestionError, Scores, UsageError
 
 SUBJECTS = ("anatomy", "astronomy", "virology")
 SECRET = "Zorblax"
@@ -349,6 +351,7 @@ def test_a_hash_tells_which_scores_are_of_the_same_questions(lethe: Lethe, tmp_p
         assert content["measured_on"].keys() == content["scores"].keys()
         assert content["settings"] == {**content["settings"], "exam": "exam", "shots": 1}
         assert content["environment"]["device"] == "cpu"
+        assert content["weights"] == {"model": None, "patch": None, "dtype": "torch.float32", "device": "cpu"}
         return content["measured_on"]
 
     command = f"{EXAM} --shuffle 1 --forget-questions asked.jsonl"
@@ -380,22 +383,30 @@ class Stub:
     """A suite."""
 
     source: ClassVar[str] = "nowhere"
+    data: ClassVar[str] = "nowhere"
     split: str = "half"
 
     def sets(self, folder: Path) -> tuple[EvalSet, ...]:
         """Two sets that tell what they were made of."""
         question = Question(prompt=f"{self.split} {folder}?", answer="a stone")
         return (
-            EvalSet(name="forget", questions=(question, question), texts=("A red stone.",)),
+            EvalSet(
+                name="forget",
+                questions=(question, question),
+                texts=("A red stone.",),
+                passages=(("A red", "stone."), ("A blue", "stone.")),
+            ),
             EvalSet(name="world_facts", questions=(question,)),
         )
 
 
 def test_a_suite_brings_its_own_sets(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "discover", lambda folder: {"stub": Stub})
+    Path("somewhere").mkdir(exist_ok=True)
     given = {"data": Path("somewhere"), "limit": 1, "holdout": Path("unseen.txt"), "nli": Path("tiny"), "samples": 2}
     forget, facts = Target("tiny", given, suite="stub:whole").sets()
     assert [question.prompt for question in forget.questions] == ["whole somewhere?"]
+    assert forget.passages == (("A red", "stone."),)
     assert (forget.holdout[0], len(forget.holdout), facts.holdout) == ("A green bird of 0 songs.", 4, ())
     assert (forget.nli, facts.nli, facts.samples) == (Path("tiny"), Path("tiny"), 2)
     (first, *_) = Target("run", {"data": Path("somewhere")}, suite="stub").sets()
@@ -403,6 +414,62 @@ def test_a_suite_brings_its_own_sets(lethe: Lethe, monkeypatch: pytest.MonkeyPat
     found = json.loads(lethe("eval run --suite stub:whole --data somewhere --json")[0])
     assert {"exact_match/forget", "exact_match/world_facts", "perplexity/forget"} <= found["scores"].keys()
     assert found["scores"]["exact_match/forget"]["n"] == 2
+    with pytest.raises(UsageError, match=r"^--suite stub is put in its own form"):
+        Target("tiny", {"data": Path("somewhere")}, suite="stub", chat=True).sets()
+
+
+def test_a_suite_is_put_in_the_chat_template(tmp_path: Path) -> None:
+    chat = tmp_path / "chat"
+    shutil.copytree("tiny", chat)
+    settings = json.loads((chat / "tokenizer_config.json").read_text())
+    settings["chat_template"] = (
+        "{{ bos_token }}{% for one in messages %}<{{ one.role }}> {{ one.content }}\n{% endfor %}"
+    )
+    settings["chat_template"] += "{{ '<assistant>\n' }}"
+    (chat / "tokenizer_config.json").write_text(json.dumps(settings))
+    row = {"question": "Who?", "answer": "Ann.", "paraphrased_answer": "It was Ann.", "perturbed_answer": ["Bob."]}
+    for name in ("forget10", "retain", "real_authors", "world_facts"):
+        (tmp_path / f"{name}_perturbed.json").write_text(json.dumps(row))
+    given = {"data": tmp_path}
+    prompts = {one.questions[0].prompt for one in Target(str(chat), given, suite="TOFU:forget10", chat=True).sets()}
+    # BOS is the tokenizer's own.
+    assert prompts == {"<user> Who?\n<assistant>\n"}
+    assert Target(str(chat), given, suite="tofu").sets()[0].questions[0].prompt == "Question: Who?\nAnswer:"
+    with pytest.raises(UsageError, match="no chat template"):
+        Target("tiny", given, suite="tofu", chat=True).sets()
+
+
+def test_what_a_flag_would_let_measure_is_told(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = lethe("eval tiny --forget forget.jsonl --forget-questions asked.jsonl --json")
+    assert json.loads(out)["not_measured"] == {
+        "membership": "--holdout", "priv_leak": "--holdout and --retain-only", "entailment": "--nli",
+    }  # fmt: skip
+    line = "not measured: membership (needs --holdout), priv_leak (needs --holdout and --retain-only), entailment"
+    assert line in " ".join(err.split())
+    out, err = lethe("eval tiny --forget forget.jsonl --holdout unseen.txt --retain-only tiny --json")
+    assert (json.loads(out)["not_measured"], "not measured" in err) == ({}, False)
+    assert "priv_leak/forget" in json.loads(out)["scores"]
+    tofu = EvalSet(name="forget", questions=(Question(prompt="q", answer="a", perturbed=("b",)),))
+    wanted = {"forget_quality": "--retain-only", "entailment": "--nli"}
+    assert measure_target.not_measured([tofu], retain_only=False) == wanted
+    known = {name.replace("-", "_") for name in discover(metrics)}
+    assert {"membership", *wanted} <= known
+
+
+def test_a_text_field_is_that_of_the_holdout_too(tmp_path: Path) -> None:
+    for name in ("forget", "holdout"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"body": f"A text to {name}."}))
+    given = {"forget": (str(tmp_path / "forget.jsonl"),), "holdout": tmp_path / "holdout.jsonl", "text_field": "body"}
+    (forget,) = [data for data in Target("tiny", given).sets() if data.name == "forget"]
+    assert (forget.texts, forget.holdout) == (("A text to forget.",), ("A text to holdout.",))
+
+
+def test_prompts_of_ones_own_are_questions_of_the_built_in_model() -> None:
+    own = Question(prompt="What is it?", answer="a stone", topic="mine")
+    asked = Prompts(forget={"mine": (own,)}, retain=(dataclasses.replace(own, prompt="Who?"),), reference=())
+    found = {data.name: data for data in evalsets.sets(RunConfig(model="builtin", limit=3), *asked.texts(), asked)}
+    assert found["forget"].questions == (own,)
+    assert len(found["retain"].questions) == 3, "its own exam"
 
 
 def test_holdout_and_nli_reach_the_sets_of_a_model() -> None:

@@ -164,7 +164,7 @@ ERRORS = {
     "half a surrogate pair": (
         "a.jsonl",
         '{"text": "SECRET \\ud800"}',
-        "{path}, line 1: field 'text' holds half a surrogate pair (\\ud800 to \\udfff).\nRemove it.",
+        "{path}, line 1 holds half a surrogate pair (\\ud800 to \\udfff).\nRemove it.",
     ),
     "not UTF-8": (
         "a.txt",

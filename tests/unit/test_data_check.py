@@ -268,12 +268,23 @@ def test_missing_sides_and_files_are_stops(tmp_path: Path) -> None:
     found = check([], tmp_path / "none.jsonl", [tmp_path / "none.csv"])
     assert [(stop.where, stop.what.splitlines()[0]) for stop in found.stops] == [
         (str(tmp_path / "none.jsonl"), f"no corpus {tmp_path / 'none.jsonl'}."),
-        (
-            str(tmp_path / "none.csv"),
-            f"{tmp_path / 'none.csv'}: questions with sets are read from .jsonl or .json.",
-        ),
+        (str(tmp_path / "none.csv"), "questions with sets are read from .jsonl or .json."),
         ("forget", "there is no forget corpus: add forget.jsonl, or pass --forget"),
     ]
+
+
+def test_prompts_are_checked_as_a_method_that_reads_them_would(tmp_path: Path) -> None:
+    asked = [{"question": f"{text}?", "answer": "a stone", "topic": "t"} for text in texts(5)]
+    kept = [{"prompt": f"{text}?", "answer": "a stone"} for text in texts(5, seed=1)]
+    found = look(tmp_path, asked, [*kept, asked[2]])
+    assert [(one.name, one.rows) for one in found.forget] == [("t", 5)]
+    assert about(found, "stand in the retain corpus too").rows == (3,)
+    notes = [Path(one.where).stem for one in found.findings if one.what.startswith("prompts, for a method")]
+    assert notes == ["forget", "retain"]
+    (stop, _) = check([tmp_path / "forget.jsonl"], tmp_path / "retain.jsonl", text_field="body").stops
+    assert stop.what.startswith("line 1: no field 'body'"), "a field that was named is no slip"
+    broken = look(tmp_path, [*asked, {"answer": "a stone"}], kept)
+    assert "no field 'text'" in about(broken, "line 1").what, "neither prompts nor texts"
 
 
 def test_a_corpus_that_is_not_given_to_everybody_has_a_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +341,7 @@ def test_flags_stand_for_the_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["data", "chek", "x"], "there is no 'lethe data chek'. Did you mean 'check'?"),
         (["data", "rank", "--forget", "a.jsonl"], "ranking compares two sides."),
         (["data", "rank", "--top", "0"], "'top' must be at least 1. Got 0."),
+        (["data", "rank", "--out", "nowhere/a.csv"], "nowhere/a.csv cannot be written: there is no folder nowhere."),
     ],
 )
 def test_wrong_arguments_are_answered(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from lethe.config import RunConfig, plain
 from lethe.folder import RunFolder
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.methods.rmu import RMU
+from lethe.saving import write_text
 from lethe.types import HistoryRow, Norms, RunFolderError, SaveError
 
 CONFIG = plain(RMU(), RunConfig(model="builtin", steps=5))
@@ -349,3 +350,21 @@ def test_a_line_that_was_being_written_is_dropped(folder: RunFolder, ending: str
 
 def test_no_history_is_an_empty_one(folder: RunFolder) -> None:
     assert folder.history(until=9) == []
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(SaveError, match="is no file"):
+        write_text(pipe, "x")
+    assert pipe.is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert (tmp_path / "file").read_text() == "new"

@@ -64,12 +64,16 @@ def test_a_preference_for_a_letter_is_told_from_knowledge() -> None:
     )
     assert marks([1] * 40, [1] * 40).biases() == (), "right each time"
     assert marks([0, 1, 2, 3] * 10, [0, 1, 2, 3] * 10).biases() == ()
+    assert marks([1] * 4, [0, 1, 2, 3]).biases() == (), "four questions show no preference"
 
 
 def test_less_than_a_guess_is_a_bias_where_it_is_more_than_noise() -> None:
     (said,) = marks([0, 1, 2, 3] * 10, [1, 2, 3, 0] * 10).biases()
     assert said.startswith("0.0 % is below the 25.0 % of a guess: the right answers are avoided")
     assert marks([0, 1, 2, 3, 0], [0, 2, 3, 0, 1]).biases() == (), "20 % of five questions is noise"
+    assert marks([0], [1]).biases() == (), "one question missed, of which the hits' own error is 0"
+    assert marks([0, 1, 2, 3] * 2, [1, 2, 3, 0] * 2).biases() == (), "0 of 8: one guess in ten"
+    assert len(marks([0, 1, 2, 3] * 4, [1, 2, 3, 0] * 4).biases()) == 1, "0 of 16: one in a hundred"
 
 
 def test_sitting_an_exam_picks_the_most_probable_letter_and_text() -> None:

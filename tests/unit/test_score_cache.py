@@ -92,6 +92,24 @@ def test_a_full_disk_costs_a_warning_only(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_two_processes_may_keep_the_same_entry_at_one_moment(
+    cache: Callable[[], ScoreCache], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, calls = os.fsync, []
+
+    def another_comes_between(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 1:
+            cache().once(KEY, lambda: [1.5])
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", another_comes_between)
+    assert cache().once(KEY, lambda: [1.5]) == [1.5]
+    assert len(calls) == 2
+    assert cache().once(KEY, never) == [1.5]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == entries(tmp_path)
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveError, match="could not be written"):

@@ -11,8 +11,6 @@ from lethe.scoring import Span, context_length, log_probs
 from lethe.tokens import encode
 from lethe.types import EvalSet, Scores
 
-SHARE = 0.4
-
 
 @dataclass(frozen=True, kw_only=True)
 class PrivLeak:
@@ -63,4 +61,4 @@ def _scores(subject: Subject, texts: Sequence[str]) -> list[float]:
     limit = context_length(subject.model)
     rows = [tuple(row[:limit]) for row in encode(subject.tokenizer, texts)]
     spans = [Span(ids=row, start=1) for row in rows if len(row) > 1]
-    return [min_k(tokens, SHARE) for tokens in log_probs(subject.model, spans)]
+    return [min_k(tokens) for tokens in log_probs(subject.model, spans)]

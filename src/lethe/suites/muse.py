@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lethe.textfiles import decoded, field_names, json_rows
+from lethe.textfiles import decoded, field_names, json_rows, parquet_rows
 from lethe.types import EvalSet, InvalidValueError, Question, QuestionError
 
 SPLITS = ("news", "books")
@@ -97,19 +97,6 @@ def _columns(path: Path, *names: str) -> list[tuple[str, ...]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix != ".parquet":
-        yield from json_rows(path, decoded(path, QuestionError), QuestionError)
-        return
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise QuestionError(
-            f'{path}: parquet files need one more package: pip install "lethe-unlearn[eval]"'
-        ) from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError):
-        raise QuestionError(f"{path} is no parquet file, or a damaged one.\nFetch it again.") from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}, row {number}", row
+    if path.suffix == ".parquet":
+        return parquet_rows(path, QuestionError)
+    return json_rows(path, decoded(path, QuestionError), QuestionError)
