@@ -17,7 +17,7 @@ from lethe.progress import Progress
 from lethe.recordings import Cut, Recordings, Store
 from lethe.starts import Starts
 from lethe.sweep_spec import Sweep
-from lethe.types import DivergedError, UsageError
+from lethe.types import DivergedError, RunFolderError, UsageError
 from lethe.weights import load_tokenizer, skeleton
 
 
@@ -76,7 +76,10 @@ def run_cells(todo: Sequence[Cell], kept: Kept, command: str, progress: Progress
     """Run the cells that are not complete; what went wrong with those that diverged, by name."""
     failed: dict[str, str] = {}
     for cell in todo:
-        if not is_complete(cell):
+        if is_complete(cell):
+            # It may have been killed between its report and its end.
+            RunFolder(cell.config.out).drop_checkpoint()
+        else:
             try:
                 run.unlearn(cell.method, cell.config, command=command, progress=_Warnings(progress), sharing=kept)
             except DivergedError as error:
@@ -89,10 +92,17 @@ def run_cells(todo: Sequence[Cell], kept: Kept, command: str, progress: Progress
 def is_complete(cell: Cell) -> bool:
     """Whether the cell's folder holds its run, complete.
 
-    Raises: RunFolderError if it holds another one.
+    Raises: RunFolderError if it holds another one, or is damaged.
     """
     folder = RunFolder(cell.config.out)
-    return folder.holds(configs.plain(cell.method, cell.config)) and folder.is_complete
+    try:
+        return folder.holds(configs.plain(cell.method, cell.config)) and folder.is_complete
+    except RunFolderError as error:
+        # Another --out, which a run alone could take, is no way for one cell.
+        found = str(error).partition("\n")[0]
+        raise RunFolderError(
+            f"{found}\nDelete that folder and run the sweep again, or choose another --out."
+        ) from error
 
 
 def plan(

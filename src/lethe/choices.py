@@ -1,5 +1,6 @@
 """Multiple choice as the evaluation harness scores it, for everything that asks questions with choices."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lethe.prefix import shared_log_probs
 from lethe.protocols import Subject
 from lethe.scoring import Span, context_length, prompt_and_answers
-from lethe.tokens import encode
+from lethe.tokens import encode_alike
 from lethe.types import Question, QuestionError
 
 Asked = tuple[str, Sequence[str]]
@@ -38,14 +39,13 @@ def answer_spans(subject: Subject, asked: Sequence[Asked]) -> list[Span]:
     Raises: QuestionError.
     """
     limit = context_length(subject.model)
-    bare = [prompt.rstrip() for prompt, _ in asked]
-    prompts = iter(_encoded(subject.tokenizer, bare))
-    whole = iter(_encoded(subject.tokenizer, [prompt + answer for prompt, answers in asked for answer in answers]))
+    texts = [[prompt.rstrip(), *(prompt + answer for answer in answers)] for prompt, answers in asked]
+    rows = iter(_encoded(subject.tokenizer, [*itertools.chain.from_iterable(texts)]))
     spans = []
     for number, (_, answers) in enumerate(asked, start=1):
-        length = len(next(prompts))
+        length = len(next(rows))
         for _ in answers:
-            ids = next(whole)
+            ids = next(rows)
             # An answer that merges into the prompt's last token is still asked for by its last token.
             start = max(1, min(length, len(ids) - 1))
             if len(ids) - start > limit:
@@ -80,6 +80,4 @@ def chance(questions: Sequence[Question]) -> float:
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids with the tokenizer's own BOS, unless a chat template has written it already."""
     bos = str(tokenizer.bos_token or "")
-    if not (bos and texts and texts[0].startswith(bos)):
-        return encode(tokenizer, texts)
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return encode_alike(tokenizer, texts, special=not (bos and texts and texts[0].startswith(bos)))

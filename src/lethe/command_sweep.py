@@ -24,15 +24,16 @@ class _Settings:
     seeds: tuple[int, ...] = (0,)
     """Seeds; each cell is run with every one."""
     engine: Literal["local", "ray", "optuna"] = "local"
-    """Run cells here one after another; a layer's cells at a time on the workers of a Ray cluster (that of
-    RAY_ADDRESS, or one on this machine) that share this file system; or here, as Optuna proposes them within ranges."""
+    """local: run cells here, one after another. ray: a layer's cells at a time on the workers of a Ray cluster (that of
+    RAY_ADDRESS, else one on this machine), which share this file system. optuna: here, as Optuna proposes them; --grid
+    then holds at least one range."""
     workers: int | None = None
-    """With ray: groups of cells that run beside each other; by default as many as the cluster has room for."""
+    """With --engine ray: groups of cells that run beside each other; by default as many as the cluster has room for."""
     trials: int = 40
-    """With optuna: settings to try, each with all seeds; more of them go on with the same search."""
+    """With --engine optuna: settings to try, each with all seeds. The same command with more goes on where it ended."""
     halving: bool = False
-    """Train all settings for a few of the --steps, the best third for three times as many, and so on until one is
-    left."""
+    """Spend little on poor settings of the grid: train all for a few steps, the best third anew for three times as
+    many, and so on, until the last one is trained for all --steps."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
     """Where recordings are kept while the sweep runs: in memory, in mapped files under --out, or nowhere; auto takes
     the first of these that they fit."""

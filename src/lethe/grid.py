@@ -41,9 +41,24 @@ FIXED = {
         ("model", "revision", "dtype", "device", "threads", "evaluate"),
         "Make one sweep for each value: cells share it.",
     ),
+    **dict.fromkeys(
+        (
+            "data",
+            "forget_questions",
+            "adjacent_questions",
+            "retain_questions",
+            "scoring",
+            "split",
+            "samples",
+            "holdout",
+        ),
+        "Make one sweep for each value: cells are compared, so all are measured on the same questions.",
+    ),
     **dict.fromkeys(("on", "withdraw", "layers_from"), "A sweep starts from the untouched model."),
 }
 """Settings that are the same for all cells, and what to do instead."""
+LONGEST = 255
+"""Most bytes of a folder's name that file systems take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +138,12 @@ def cells(method: SteeringMethod, config: RunConfig, axes: Axes, seeds: Sequence
                     settings=settings,
                 )
             )
+    longest = max((cell.name for cell in found), key=lambda name: len(name.encode()))
+    if len(longest.encode()) > LONGEST:
+        raise UsageError(
+            f"the grid gives folders of names longer than {LONGEST} bytes: {longest[:40]}...\n"
+            "Name files by shorter paths, or sweep fewer settings at once."
+        )
     if len({cell.name for cell in found}) < len(found):
         raise UsageError(
             "two values of the grid give the same folder name.\nName files that differ in more than signs."

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from lethe import outcomes
+from lethe import outcomes, sources
 from lethe.grid import Cell
 from lethe.outcomes import Outcomes
 from lethe.sweep_spec import Sweep
@@ -28,9 +28,10 @@ class Rung:
 def ladder(spec: Sweep) -> tuple[Rung, ...]:
     """The rungs, from the first with all settings to the last with one.
 
-    Raises: UsageError for a grid or steps that halving can do nothing with.
+    Raises: UsageError for a grid or steps that halving can do nothing with; CorpusError.
     """
-    settings = len(spec.cells()) // len(dict.fromkeys(spec.seeds))
+    cells = spec.cells()
+    settings = len(cells) // len(dict.fromkeys(spec.seeds))
     if settings < 2:
         raise UsageError("there is one setting, so halving has nothing to choose.\nName more values in --grid.")
     if "steps" in spec.axes:
@@ -41,7 +42,8 @@ def ladder(spec: Sweep) -> tuple[Rung, ...]:
     while counts[-1] > 1:
         counts.append(max(1, counts[-1] // ETA))
     cut = ETA ** (len(counts) - 1)
-    fewest = FEWEST * len(spec.config.forget)
+    of_corpora = {(cell.config.forget, cell.config.text_field): cell.config for cell in cells}
+    fewest = FEWEST * max(map(sources.count_topics, of_corpora.values()))
     if spec.config.steps // cut < fewest:
         raise UsageError(
             f"the first rung of {settings} settings has {spec.config.steps // cut} of {spec.config.steps} steps, and "

@@ -1,15 +1,12 @@
 """What was measured once: a run folder, or a file that `lethe eval --out` wrote, read for comparing."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lethe.config import BUILTIN
-from lethe.report import read_run
-from lethe.report.folder import _scores as scores_of
+from lethe.report.folder import WRONG, examples, hashes, read_examples, read_json, read_run, scores
 from lethe.types import RunFolderError, Scores
 
 ASKED = (
@@ -48,19 +45,19 @@ def read(path: Path) -> Measured:
         return _read_folder(path)
     if not path.exists():
         raise RunFolderError(f"there is neither a run folder nor a file at {path}.\n{NAME}")
-    content = _json(path)
+    content = read_json(path, NAME)
     if not isinstance(content, dict) or not isinstance(content.get("scores"), dict):
         raise RunFolderError(f"{path} is no result of lethe eval: it has no 'scores'.\n{NAME}")
     try:
-        found = scores_of(content["scores"])
-        values = _examples(content.get("per_example", {}))
-        hashes = {str(name): str(hash_) for name, hash_ in dict(content.get("measured_on", {})).items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        found = scores(content["scores"])
+        values = examples(content.get("per_example", {}))
+        measured_on = hashes(content)
+    except WRONG:
         raise RunFolderError(f"{path} is not as lethe eval writes it: a value is missing or wrong.") from None
     if not found:
         raise RunFolderError(f"{path} holds no score: nothing was measured.\n{NAME}")
     return Measured(
-        path=path, model=str(content.get("model", "")), after=_with_examples(found, values), measured_on=hashes
+        path=path, model=str(content.get("model", "")), after=_with_examples(found, values), measured_on=measured_on
     )
 
 
@@ -80,15 +77,7 @@ def _read_folder(path: Path) -> Measured:
             f"{path} was not measured (--evaluate none).\n"
             f"Measure it: lethe eval {path} --out scores.json, and compare that file."
         )
-    kept, file = {"before": {}, "after": {}}, path / "per_example.json"
-    if file.is_file():
-        content = _json(file)
-        try:
-            kept = {when: _examples(content[when]) for when in kept}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise RunFolderError(
-                f"{file} is not as Lethe writes it.\nDelete it to compare without values by question."
-            ) from None
+    kept = read_examples(path)
     plain = {key: value for key, value in run.config.items() if key not in ("out", "seed")}
     return Measured(
         path=path,
@@ -98,28 +87,8 @@ def _read_folder(path: Path) -> Measured:
         settings={"model": run.model, "method": run.method["name"], "fields": run.method["fields"], "config": plain},
         seed=run.config.get("seed"),
         asked={name: run.config.get(name) for name in ASKED},
-        measured_on=_json(path / "report.json").get("measured_on", {}),
+        measured_on=run.measured_on,
     )
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise RunFolderError(f"{path} is no text: byte {error.start} is not UTF-8.\n{NAME}") from None
-    except json.JSONDecodeError as error:
-        raise RunFolderError(f"{path}, line {error.lineno}: broken JSON ({error.msg}).\n{NAME}") from None
-    except RecursionError:
-        raise RunFolderError(f"{path} is nested too deeply to be a result.\n{NAME}") from None
-
-
-def _examples(rows: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    return {
-        str(name): tuple(math.nan if value is None else float(value) for value in values)
-        for name, values in rows.items()
-    }
 
 
 def _with_examples(scores: Mapping[str, Scores], values: Mapping[str, tuple[float, ...]]) -> dict[str, Scores]:

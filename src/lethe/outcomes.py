@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import Any
 from lethe.config import method_name
 from lethe.grid import Cell
 from lethe.protocols import SteeringMethod
-from lethe.types import RUN_FORMAT, RunFolderError
+from lethe.report.folder import read_run
+from lethe.types import RUN_FORMAT, Scores
 
 KEPT = 0.97
 """Share of the base's retain score that a cell must keep to be chosen."""
@@ -110,9 +110,10 @@ class Outcomes:
                 f"base's retain {self.spoken} is kept"
             )
         more = "highest" if self.metric == "perplexity" else "least"
+        last = "; settings that diverged with a seed come after those that did not" * any(map(self._lost, self.points))
         return (
             f"{more} forget {self.spoken} among cells that keep at least {100 * self.floor:g} % of the base's retain "
-            f"{self.spoken}; if none does, the one that keeps most"
+            f"{self.spoken}; if none does, the one that keeps most{last}"
         )
 
     @property
@@ -130,17 +131,22 @@ class Outcomes:
     def merit(self, point: Point) -> float:
         """What the rule ranks settings by, as one number: less is better.
 
-        In (-inf, 1] if enough is kept, above 2 if not.
+        In (-inf, 1] if enough is kept, above 2 if not, and infinity where a score is no number.
         """
+        if math.isnan(point.kept) or math.isnan(point.after["forget"].value):
+            return math.inf
         if point.kept >= self.floor:
             return (-1 if self.metric == "perplexity" else 1) * point.after["forget"].value
         return 2 + self.floor - point.kept
 
-    def _rank(self, point: Point) -> tuple[bool, float, float, float]:
+    def _lost(self, point: Point) -> bool:
+        """Whether it lacks seeds that others have: its runs with them diverged."""
+        return len(point.seeds) < max(len(other.seeds) for other in self.points)
+
+    def _rank(self, point: Point) -> tuple[bool, float, bool, float, float]:
         short = 0.0 if point.stopped is None else 1 / point.stopped
-        if point.mixed_forget is not None:
-            return not point.is_final, short, point.mixed_forget.value, -point.kept
-        return not point.is_final, short, self.merit(point), -point.kept
+        merit = self.merit(point) if point.mixed_forget is None else point.mixed_forget.value
+        return not point.is_final, short, self._lost(point), merit, -point.kept
 
     @property
     def spoken(self) -> str:
@@ -157,17 +163,15 @@ def read(
 
     Raises: RunFolderError if one cannot be read.
     """
-    reports = [_report(cell.config.out) for cell in cells]
-    metric = next(
-        (m for m in METRICS if all(f"{m}/{s}" in r["after"] for r in reports for s in ("forget", "retain"))), None
-    )
-    base: dict[str, Score] = {}
-    chance = None
+    runs = [read_run(cell.config.out) for cell in cells]
+    both = [{name for name in run.before if name in run.after} for run in runs]
+    metric = next((m for m in METRICS if all({f"{m}/forget", f"{m}/retain"} <= names for names in both)), None)
+    bases: dict[str, dict[str, Score]] = {}
     outcomes = []
-    for cell, report in zip(cells, reports, strict=True):
-        after = {s: _score(report["after"][f"{metric}/{s}"]) for s in SETS if f"{metric}/{s}" in report["after"]}
-        base = base or {s: _score(report["before"][f"{metric}/{s}"]) for s in after}
-        chance = report["after"].get(f"{metric}/forget", {}).get("chance")
+    for cell, run, names in zip(cells, runs, both, strict=True):
+        sets = {s: f"{metric}/{s}" for s in SETS if f"{metric}/{s}" in names}
+        after = {s: _score(run.after[name]) for s, name in sets.items()}
+        bases[cell.name] = {s: _score(run.before[name]) for s, name in sets.items()}
         outcomes.append(
             CellOutcome(
                 name=cell.name,
@@ -175,7 +179,7 @@ def read(
                 settings=cell.settings,
                 seed=cell.config.seed,
                 after=after,
-                seconds=sum(phase["seconds"] for phase in report["timing"].values()),
+                seconds=sum(phase["seconds"] for phase in run.timing.values()),
                 stopped=stopped,
             )
         )
@@ -185,10 +189,10 @@ def read(
         method=method_name(method),
         axes=axes,
         metric=metric,
-        base=base,
-        chance=chance,
+        base=bases[cells[0].name],
+        chance=runs[0].after[f"{metric}/forget"].chance if metric else None,
         cells=tuple(outcomes),
-        points=_points(outcomes, base, metric),
+        points=_points(outcomes, bases, metric),
         floor=floor,
     )
 
@@ -248,14 +252,18 @@ def as_csv(found: Outcomes) -> str:
     return file.getvalue()
 
 
-def _points(cells: Sequence[CellOutcome], base: dict[str, Score], metric: str | None) -> tuple[Point, ...]:
+def _points(
+    cells: Sequence[CellOutcome], bases: Mapping[str, Mapping[str, Score]], metric: str | None
+) -> tuple[Point, ...]:
     points = []
     for settings in _distinct([cell.settings for cell in cells]):
         own = [cell for cell in cells if cell.settings == settings]
         after = {name: _mean([cell.after[name] for cell in own]) for name in own[0].after}
         kept = math.nan
         if metric is not None:
-            pair = after["retain"].value, base["retain"].value
+            # Each beside its own base: where corpora stand in the grid, texts differ.
+            base = statistics.fmean(bases[cell.name]["retain"].value for cell in own)
+            pair = after["retain"].value, base
             above, below = pair if metric != "perplexity" else pair[::-1]
             kept = above / below if below else 1.0
         seeds = tuple(cell.seed for cell in own)
@@ -275,20 +283,13 @@ def _mean(scores: Sequence[Score]) -> Score:
     if len(scores) == 1:
         return scores[0]
     values = [score.value for score in scores]
-    error = statistics.stdev(values) / math.sqrt(len(values))
+    is_known = all(map(math.isfinite, values))
+    error = statistics.stdev(values) / math.sqrt(len(values)) if is_known else math.nan
     return Score(value=statistics.fmean(values), stderr=error, n=len(values))
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    path = folder / "report.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} cannot be read.\nDelete {folder} and run the sweep again.") from error
-
-
-def _score(found: Mapping[str, Any]) -> Score:
-    return Score(value=found["value"], stderr=found["stderr"], n=found["n"])
+def _score(found: Scores) -> Score:
+    return Score(value=found.value, stderr=found.stderr, n=found.n)
 
 
 def _plain(value: Any) -> Any:

@@ -54,6 +54,7 @@ def unlearn(
 
     Raises: any error of types.py; RunFolderError for a folder that holds another run, or this one complete.
     """
+    is_alone = sharing is None
     progress, sharing = progress or Progress(), sharing or Sharing()
     about = configs.plain(method, config)
     folder = RunFolder(config.out)
@@ -100,9 +101,11 @@ def unlearn(
             if edit.requests:
                 requests.save(edit.requests, folder.sums)
             warnings, history, facts = edit.warnings, edit.history, edit.facts
-            # The whole model comes next; where both do not fit, the part that was trained must be gone.
+            # The whole model comes next; where both do not fit, the part that was trained must be gone. Cells of a
+            # sweep share one model, and collecting would be most of the time of a small one.
             del edit
-            gc.collect()
+            if is_alone and config.evaluate == "all":
+                gc.collect()
             found = Comparison()
             with clock.phase("evaluate"):
                 if config.evaluate == "all":

@@ -1,12 +1,12 @@
 """Search of settings within ranges: Optuna proposes them one after another, from what the earlier ones came to."""
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lethe import outcomes
+from lethe.folder import RunFolder
 from lethe.grid import Axes, Cell, Range
 from lethe.saving import saving
 from lethe.sweep_spec import Sweep
@@ -17,7 +17,7 @@ JOURNAL = "optuna.journal"
 DIGITS = 4
 """Significant digits of a proposed number: folders are named by it, and finer differences mean nothing."""
 DIVERGED = 10.0
-"""What a trial that diverged comes to; any other is less, and less is better."""
+"""What a trial that diverged or has no number comes to; any other is less, and less is better."""
 
 
 def search(
@@ -47,6 +47,9 @@ def search(
         if place < len(done):
             cells = spec.cells(_axes(spec.axes, done[place].params))
             diverged = done[place].user_attrs["diverged"]
+            gone = [c for c in cells if c.name not in diverged and not RunFolder(c.config.out).is_complete]
+            if gone:
+                diverged |= run(gone)
             for cell in cells:
                 on_done(cell)
         else:
@@ -111,5 +114,4 @@ def _chosen(values: tuple[Any, ...] | Range, proposed: Any) -> Any:
 
 def _value(spec: Sweep, cells: Sequence[Cell]) -> float:
     found = outcomes.read(spec.method, cells, floor=spec.floor, out=spec.out)
-    merit = found.merit(found.points[0])
-    return DIVERGED if math.isnan(merit) else max(merit, -1e12)
+    return min(max(found.merit(found.points[0]), -1e12), DIVERGED)

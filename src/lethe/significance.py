@@ -62,12 +62,12 @@ class Estimate:
     @property
     def asked(self) -> tuple[float, int]:
         """The questions' part of the squared standard error with its degrees of freedom."""
-        return self.by_question**2, self.n - 1
+        return _square(self.by_question), self.n - 1
 
     @property
     def between(self) -> list[tuple[float, int]]:
         """The seeds' part of the squared standard error with its degrees of freedom; none for one seed."""
-        return [] if self.spread is None else [(self.spread**2 / self.seeds, self.seeds - 1)]
+        return [] if self.spread is None else [(_square(self.spread) / self.seeds, self.seeds - 1)]
 
     @cached_property
     def is_mean(self) -> bool:
@@ -220,11 +220,18 @@ def _questions_part(first: Estimate, second: Estimate) -> float:
     spreads = [float(row.std()) for row in values]
     r = float(np.corrcoef(*values)[0, 1]) if min(spreads) > 0 else 0.0
     together = 2 * r * first.by_question * second.by_question
-    return max(0.0, first.by_question**2 + second.by_question**2 - together)
+    part = _square(first.by_question) + _square(second.by_question) - together
+    return part if math.isnan(part) else max(0.0, part)
 
 
 def _degrees(parts: Sequence[tuple[float, int]], variance: float) -> float:
     """Satterthwaite's degrees of freedom of a sum of variances; those of the first where there is no variance."""
     if variance == 0:
         return float(max(1, parts[0][1]))
-    return variance**2 / math.fsum(part**2 / max(1, degrees) for part, degrees in parts)
+    # Shares of the variance, because its square may be beyond the numbers.
+    return 1 / math.fsum(_square(part / variance) / max(1, degrees) for part, degrees in parts)
+
+
+def _square(value: float) -> float:
+    """Infinity beyond the numbers, where ** raises: perplexities of a ruined model go up to 1e260."""
+    return value * value

@@ -170,6 +170,8 @@ class LayerSlice:
         with torch.no_grad():
             for name, parameter in self.trained.items():
                 parameter.copy_(self.originals[name])
+                # That of a run that diverged or was interrupted would stand in the next one's first step.
+                parameter.grad = None
 
     def _compare(self, replayed: Tensor, expected: Tensor) -> None:
         difference = (replayed.float() - expected.float()).abs().max().item()

@@ -6,10 +6,11 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lethe import cell_group, edits, environment, halving, outcomes, search, sources
 from lethe import config as configs
-from lethe.calibrate import calibrate
+from lethe.calibrate import Mixed, calibrate
 from lethe.cell_group import Sharable, is_complete, run_cells
 from lethe.evalsets import of_run
 from lethe.folder import RunFolder
@@ -21,7 +22,7 @@ from lethe.progress import Progress
 from lethe.saving import write_text
 from lethe.sweep_folder import locked
 from lethe.sweep_spec import Sweep, about
-from lethe.types import DivergedError
+from lethe.types import DivergedError, RunFolderError
 from lethe.weights import load_tokenizer
 
 
@@ -32,7 +33,7 @@ def sweep(
     progress: Progress | None = None,
     on_plan: Callable[[Sharable], None] = lambda plan: None,
 ) -> Outcomes:
-    """Run every cell that is not complete yet, choose one, and write sweep.json, sweep.csv and the page into `out`.
+    """Run every cell that is not complete yet, choose one, and write sweep.json and sweep.csv into `out`.
 
     Cells are complete run folders, equal to those of runs made alone. A sweep that was interrupted at any moment goes
     on when it is called again. `on_plan` hears what will be kept before anything is trained. A cell that diverges is
@@ -187,17 +188,30 @@ def _calibrated(spec: Sweep, found: Outcomes, kept: Kept, progress: Progress) ->
     sets = of_run(config, material.forget, material.retain, material.asked, tokenizer)
     path = spec.out / "calibrated.json"
     tau = spec.calibrate
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = _mixtures(path)
     todo = [cell for cell in found.cells if cell.stopped is None]
     progress.phase("calibrate", len(todo))
     for cell in todo:
         key = f"{tau:g} {cell.folder}"
         if key not in known:
-            patch = Patch.load(RunFolder(spec.out / cell.folder).patch)
-            of_cell = configs.read_run_config(spec.out / cell.folder / "config.yaml")
+            folder = RunFolder(spec.out / cell.folder)
+            if not folder.patch.exists():
+                raise RunFolderError(f"{folder.path} has lost its patch.\nDelete that folder and run the sweep again.")
+            of_cell = configs.read_run_config(folder.config)
             with kept.reading(model, of_cell.trained_layers[0]):
-                mixed = calibrate(model, tokenizer, patch, sets, tau)
-            known[key] = dataclasses.asdict(mixed)
-            write_text(path, json.dumps(known, indent=1) + "\n")
+                known[key] = calibrate(model, tokenizer, Patch.load(folder.patch), sets, tau)
+            written = {name: dataclasses.asdict(mixed) for name, mixed in known.items()}
+            write_text(path, json.dumps(written, indent=1) + "\n")
         progress.advance(cell.name)
-    return outcomes.calibrated(found, {cell.name: known[f"{tau:g} {cell.folder}"] for cell in todo}, tau)
+    mixed = {cell.name: dataclasses.asdict(known[f"{tau:g} {cell.folder}"]) for cell in todo}
+    return outcomes.calibrated(found, mixed, tau)
+
+
+def _mixtures(path: Path) -> dict[str, Mixed]:
+    """What an earlier call found, by tau and cell."""
+    if not path.exists():
+        return {}
+    try:
+        return {key: Mixed(**one) for key, one in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} cannot be read.\nDelete it and run the sweep again.") from error

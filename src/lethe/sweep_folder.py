@@ -50,8 +50,9 @@ def _check_own(out: Path, path: Path, about: dict[str, Any]) -> None:
         return
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = [f"{name} is {was}, not {now}" for name, was, now in _differences(found, about)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+        differing = list(_differing(found, about))
+    # Of a damaged file YAML may make anything, and fail at anything.
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise RunFolderError(f"{path} cannot be read.\nChoose another --out, or delete the folder.") from error
     if differing:
         raise RunFolderError(
@@ -59,10 +60,11 @@ def _check_own(out: Path, path: Path, about: dict[str, Any]) -> None:
         )
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     for name in sorted({*found, *wanted} - {"lethe"}):
         was, now = found.get(name), wanted.get(name)
         if name in ("method", "run") and isinstance(was, dict) and isinstance(now, dict):
-            yield from _differences(was, now)
+            yield from _differing(was, now)
         elif was != now:
-            yield name, "not set" if was is None else was, "not set" if now is None else now
+            there, here = ("not set" if value is None else value for value in (was, now))
+            yield f"{name} is {there} there and {here} here"

@@ -42,7 +42,9 @@ def write_page(found: Outcomes, folder: Path) -> Path:
 
     Raises: SaveError.
     """
-    facts = [f"{len(found.cells)} cells", f"{found.seconds:,.0f} s", f"lethe {__version__}", found.device]
+    # Of the runs: the last call may have had nothing left to do.
+    seconds = math.fsum(cell.seconds for cell in found.cells)
+    facts = [f"{len(found.cells)} cells", f"{seconds:,.0f} s", f"lethe {__version__}", found.device]
     return page.write(
         folder,
         title=f"Sweep of {found.method} on {found.model}",

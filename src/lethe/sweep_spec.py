@@ -1,5 +1,6 @@
 """What is swept: the grid, its seeds, and by what its cells are chosen."""
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -51,11 +52,22 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.finalists < 0:
             raise InvalidValueError(f"'finalists' must be 0 or more. Got {self.finalists}.")
-        for name in ("trials", "workers"):
+        for name in ("trials", "workers", "proxy"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InvalidValueError(f"'{name}' must be at least 1. Got {value}.")
+        if self.disk_gb is not None and not (self.disk_gb > 0 and math.isfinite(self.disk_gb)):
+            raise InvalidValueError(f"'disk_gb' must be a positive number. Got {self.disk_gb}.")
         if self.finalists and self.proxy is None:
             raise UsageError("'finalists' are measured on more questions than the others.\nPass --proxy N as well.")
+        limit = self.config.limit
+        if self.proxy is not None and limit is not None and self.proxy >= limit:
+            raise UsageError(
+                f"--proxy {self.proxy} is no fewer questions than --limit {limit}.\nPass a smaller --proxy."
+            )
+        if self.workers is not None and self.engine != "ray":
+            raise UsageError(
+                "--workers are those of a Ray cluster.\nPass --engine ray as well, or leave --workers out."
+            )
         for name in ("floor", "calibrate"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:

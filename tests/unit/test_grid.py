@@ -108,3 +108,15 @@ def test_values_out_of_range_and_no_seed_are_refused() -> None:
 def test_names_that_fall_together_are_refused() -> None:
     with pytest.raises(UsageError, match="same folder name"):
         cells(RMU(), CONFIG, {"retain": ("a/b", "a-b")}, (0,), Path("s"))
+
+
+def test_names_that_no_file_system_takes_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"longer than 255 bytes: retain--data-é.*\nName files by shorter paths"):
+        cells(RMU(), CONFIG, {"retain": ("a", f"/data/{'é' * 125}")}, (0,), Path("s"))
+    assert len(cells(RMU(), CONFIG, {"retain": ("a", f"/data/{'é' * 110}")}, (0,), Path("s"))) == 2
+
+
+@pytest.mark.parametrize("name", ["retain_questions", "split", "data"])
+def test_what_cells_are_measured_on_is_no_setting_to_compare(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"'{name}' cannot stand in a grid(.|\n)*same questions"):
+        parse([f"{name}=a,b"], RMU())

@@ -15,7 +15,13 @@ from lethe.sweep_report import table, write_page
 from lethe.sweep_spec import Sweep
 from lethe.types import UsageError
 
-CONFIG = RunConfig(model="builtin", steps=100)
+CONFIG = RunConfig(model="builtin", forget=("builtin:exploits",), steps=100)
+EMPTY_REPORT = {
+    "format": 1, "command": "", "model": "builtin", "method": {"name": "adaptive-rmu", "source": "", "fields": {}},
+    "config": {}, "history": [], "environment": {}, "timing": {"train": {"seconds": 0.5, "peak_mb": 1.0}},
+    "patch": {"file": "", "sha256": "", "tensors": [], "bytes": 0, "share_of_model": 0.0},
+    "samples": [], "warnings": [],
+}  # fmt: skip
 
 
 def spec(out: Path, *words: str, **changes: Any) -> Sweep:
@@ -32,11 +38,10 @@ def rigged(
         heard.append((phase, list(cells)))
         for cell in cells:
             after = dict(zip(("forget", "retain"), score(cell), strict=True))
-            row = {"stderr": 0.0, "n": 9}
-            report = {
+            row = {"stderr": 0.0, "n": 9, "better": "higher"}
+            report = EMPTY_REPORT | {
                 "before": {f"multiple_choice/{name}": {"value": 1.0, **row} for name in after},
                 "after": {f"multiple_choice/{name}": {"value": value, **row} for name, value in after.items()},
-                "timing": {"train": {"seconds": 0.5}},
             }
             cell.config.out.mkdir(parents=True, exist_ok=True)
             (cell.config.out / "report.json").write_text(json.dumps(report))
@@ -120,7 +125,8 @@ def test_what_diverged_on_a_rung_does_not_go_on(tmp_path: Path) -> None:
         (("beta=1,2",), replace(CONFIG, steps=5), r"has 1 of 5 steps, and needs 2\.\nPass --steps 6 or more"),
         (
             (),
-            replace(CONFIG, steps=30, forget=("a", "b")),
+            # The built-in corpus is two topics.
+            replace(CONFIG, steps=30, forget=("builtin",)),
             r"9 settings has 3 of 30 steps, and needs 4\.\nPass --steps 36",
         ),
     ],

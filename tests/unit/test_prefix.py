@@ -85,6 +85,30 @@ def test_only_the_asked_positions_reach_the_head(tiny_model: TinyModel) -> None:
     assert max(read) <= 4
 
 
+def test_a_row_that_begins_another_is_not_read(tiny_model: TinyModel) -> None:
+    model, rng = tiny_model(), random.Random(0)
+    spans = []
+    for _ in range(9):
+        prompt = tuple(rng.randrange(4, 99) for _ in range(rng.randrange(5, 30)))
+        one_token = [Span(ids=(*prompt, letter), start=len(prompt)) for letter in (5, 6)]
+        spans += [*one_token, *(Span(ids=(*prompt, 3, letter), start=len(prompt)) for letter in (7, 8))]
+    spans.append(Span(ids=spans[2].ids[:3], start=1))
+    expected = log_probs(model, spans)
+    seen = forwards(model)
+    for found, right in zip(shared_log_probs(model, spans, tokens_per_batch=1), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
+    # The last one asks before the others do: in a longer row more positions would reach the head.
+    assert sorted(seen) == sorted([*(len(span.ids) - 1 for span in spans[2::4]), 2])
+
+
+def test_batches_on_a_cpu_are_small(tiny_model: TinyModel) -> None:
+    model, rng = tiny_model(), random.Random(0)
+    spans = [Span(ids=tuple(rng.randrange(3, 99) for _ in range(61)), start=60) for _ in range(40)]
+    seen = forwards(model)
+    shared_log_probs(model, spans)
+    assert max(seen) == 1024 // 60 * 60
+
+
 def cost(groups: Sequence[tuple[int, list[tuple[int, ...]]]]) -> int:
     return sum(
         bool(length) * (prefix.FORWARD_COST + length) + sum(len(row) - length for row in rows)

@@ -473,6 +473,10 @@ def test_compare_says_what_noise_wins_back(tmp_path: Path) -> None:
     assert re.search(r"noisy plain 60\.0 ± 15\.5 % 80\.0 ± 12\.6 % 0\.50 ± 0\.\d\d", page.text), page.text
     assert "other plain" not in page.text
     assert "wins back" not in Page(compare([plain, other], tmp_path / "compare.html")).text
+    for content, said in ((b'{"before', "line 1: broken JSON"), (b"[]", "is not as Lethe writes it")):
+        (plain / "per_example.json").write_bytes(content)
+        with pytest.raises(RunFolderError, match=rf"per_example\.json,? {said}.*\nDelete it to go on without"):
+            compare([plain, noisy], tmp_path / "compare.html")
 
 
 def test_the_scatter_says_which_corner_is_good(tmp_path: Path) -> None:
@@ -502,7 +506,7 @@ REDO = "Delete it and run the same command again to write it anew."
     [
         (None, "the run is not complete: {run} has no report.json.\nRun the same command again to resume."),
         (b'{\n"format": 1,\n', "{run}/report.json, line 3: broken JSON ("),
-        (b"\xff\xfe", "{run}/report.json is damaged: byte 0 is not UTF-8.\n" + REDO),
+        (b"\xff\xfe", "{run}/report.json is no text: byte 0 is not UTF-8.\n" + REDO),
         (b"[]", "{run}/report.json is not a report of Lethe: it has no 'format' number.\n" + REDO),
         (b"{}", "{run}/report.json is not a report of Lethe: it has no 'format' number.\n" + REDO),
         (
@@ -540,6 +544,10 @@ def test_errors_never_quote_the_run(tmp_path: Path) -> None:
 def test_folders_that_are_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=r"there is no run folder at .*gone\.\nGive the folder"):
         write_report(tmp_path / "gone")
+    (tmp_path / "sweep.yaml").touch()
+    with pytest.raises(RunFolderError, match=r"is a sweep, and its runs .*\nName those: .*/cells/\*"):
+        write_report(tmp_path)
+    (tmp_path / "sweep.yaml").unlink()
     with pytest.raises(RunFolderError, match=r"is not a run folder: it has neither report\.json nor config\.yaml\."):
         write_report(tmp_path)
     with pytest.raises(RunFolderError, match=r"no run folder to compare was given\.\nGive at least one"):

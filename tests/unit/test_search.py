@@ -1,12 +1,14 @@
 """Search with Optuna: proposals within ranges, a journal that survives being killed, the sweep's own rule."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_halving import EMPTY_REPORT
 
 from lethe import AdaptiveRMU, RunConfig
 from lethe.grid import Cell, parse
@@ -38,12 +40,11 @@ def rigged(
             if len(heard) == dies_at:
                 raise KeyboardInterrupt
             heard.append(cell.name)
-            row = {"stderr": 0.0, "n": 9}
+            row = {"stderr": 0.0, "n": 9, "better": "higher"}
             after = dict(zip(("forget", "retain"), score(cell), strict=True))
-            report = {
+            report = EMPTY_REPORT | {
                 "before": {f"multiple_choice/{name}": {"value": 1.0, **row} for name in after},
                 "after": {f"multiple_choice/{name}": {"value": value, **row} for name, value in after.items()},
-                "timing": {"train": {"seconds": 0.5}},
             }
             cell.config.out.mkdir(parents=True, exist_ok=True)
             (cell.config.out / "report.json").write_text(json.dumps(report))
@@ -111,6 +112,15 @@ def test_another_seed_is_another_search(tmp_path: Path) -> None:
         for seed, out in enumerate((tmp_path / "a", tmp_path / "b"))
     )
     assert not one & other
+
+
+def test_folders_that_were_deleted_are_made_again(tmp_path: Path) -> None:
+    made = spec(tmp_path, trials=3)
+    first, _ = search(made, rigged())
+    shutil.rmtree(first[1].config.out)
+    calls: list[str] = []
+    assert search(made, rigged(calls=calls))[0] == first
+    assert calls == [first[1].name]
 
 
 def test_what_a_killed_process_left_in_the_journal_is_mended(tmp_path: Path) -> None:

@@ -42,6 +42,18 @@ def test_mcnemar_is_the_binomial_test_of_the_questions_that_differ() -> None:
     assert mcnemar(first, first) == 1.0
 
 
+@pytest.mark.parametrize("paired", [False, True])
+def test_perplexities_of_a_ruined_model_have_no_known_error(paired: bool) -> None:
+    losses = tuple(drawn(30, 0))
+    first, second = (
+        over_seeds([Scores(value=v, stderr=v / 9, n=30, better="lower", per_example=losses) for v in values])
+        for values in ((1e260, 2e260), (1e260, 3e260))
+    )
+    found = difference(first, second, paired=paired)
+    assert found.value == pytest.approx(0.5e260)
+    assert (found.test, found.within_noise) == ("", None)
+
+
 def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls() -> None:
     found = holm([0.01, 0.04, math.nan, 0.03, 0.9])
     assert found[:2] == pytest.approx([0.04, 0.09])

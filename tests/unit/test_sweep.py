@@ -4,10 +4,12 @@ import csv
 import fcntl
 import html
 import json
+import math
 import multiprocessing
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from test_halving import EMPTY_REPORT
 
 from lethe import RMU, AdaptiveRMU, Batch, LayerSlice, RunConfig, SteeringMethod, cli, outcomes, unlearn
 from lethe import sweep as sweeps
@@ -30,6 +33,7 @@ from lethe.recordings import Recordings, Store
 from lethe.scoring import measuring
 from lethe.starts import Starts
 from lethe.sweep import Sharable, Sweep, sweep
+from lethe.sweep_folder import locked
 from lethe.sweep_report import table, write_page
 from lethe.sweep_spec import about
 from lethe.types import InvalidLayerError, InvalidValueError, RunFolderError, UsageError
@@ -162,7 +166,9 @@ def test_the_folder_tells_what_was_found(swept: tuple[Sweep, Outcomes, list[Shar
     for cell in found.cells:
         report = json.loads((made.out / cell.folder / "report.json").read_text())
         assert report["after"]["multiple_choice/forget"]["value"] == cell.after["forget"].value
-    page = write_page(found, made.out).read_text()
+    # Time is that of the runs, not of a call that found them complete.
+    page = write_page(replace(found, seconds=0.0), made.out).read_text()
+    assert f" {sum(cell.seconds for cell in found.cells):,.0f} s " in page
     assert found.rule in html.unescape(page)
     assert page.count("<svg") >= 2
     assert not re.search(r'(src|href)="(http|//)', page)
@@ -205,6 +211,37 @@ def test_the_least_forget_among_those_that_keep_enough_is_chosen() -> None:
     assert outcome((50.0, 0.8), (30.0, 0.8), metric="perplexity").ranked()[0].settings == {"beta": 0}
 
 
+def test_what_is_no_number_or_lost_a_seed_comes_last() -> None:
+    found = outcome((math.nan, 0.8), (0.5, 0.8), (0.1, math.nan), (0.6, 0.8))
+    assert [p.settings["beta"] for p in found.ranked()][:2] == [1, 3]
+    assert found.merit(found.points[0]) == found.merit(found.points[2]) == math.inf
+    assert "diverged" not in found.rule
+    longer = replace(found, points=tuple(replace(p, seeds=(0, 1)[p.settings["beta"] == 1 :]) for p in found.points))
+    assert longer.ranked()[0].settings["beta"] == 3
+    assert longer.ranked()[-1].settings["beta"] == 1
+    assert longer.rule.endswith("settings that diverged with a seed come after those that did not")
+
+
+def test_a_cell_is_compared_with_its_own_base_and_means_need_numbers(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path, "batch_size=1,2", "lr=1e-3,1e-2", seeds=(0, 1))
+    for cell in made.cells():
+        before = 10.0 if cell.config.batch_size == 1 else 40.0
+        after = math.nan if cell.config.lr == 1e-2 and cell.config.seed else 20.0
+        row = {"stderr": 0.1, "n": 9, "better": "lower"}
+        scores = {
+            when: {f"perplexity/{name}": {"value": value, **row} for name in ("forget", "retain")}
+            for when, value in (("before", before), ("after", after))
+        }
+        cell.config.out.mkdir(parents=True)
+        (cell.config.out / "report.json").write_text(json.dumps(EMPTY_REPORT | scores))
+    found = outcomes.read(METHOD, made.cells(), floor=0.9, out=tmp_path)
+    kept = {(p.settings["batch_size"], p.settings["lr"]): p.kept for p in found.points}
+    assert (kept[1, 1e-3], kept[2, 1e-3]) == (0.5, 2.0)
+    assert math.isnan(kept[1, 1e-2])
+    assert found.ranked()[0].settings == {"batch_size": 2, "lr": 1e-3}
+    assert "nan" in outcomes.as_csv(found)
+
+
 def test_calibration_ranks_by_the_mixed_edit() -> None:
     found = outcome((0.5, 0.8), (0.1, 0.5))
     cells = tuple(
@@ -224,11 +261,23 @@ def test_finalists_are_measured_on_all_questions_and_mixtures_keep_enough(place:
     (final,) = (made.out / "finals").iterdir()
     for folder, count in ((final, 6), (made.out / "cells" / final.name, 2)):
         assert json.loads((folder / "report.json").read_text())["after"]["multiple_choice/retain"]["n"] == count
-    assert (final / "patch.safetensors").stat().st_size > 0
+    # A mixture of a cell whose patch is gone cannot be found.
+    (final / "patch.safetensors").rename(tmp_path / "patch")
+    (made.out / "calibrated.json").unlink()
+    with pytest.raises(RunFolderError, match=r"has lost its patch\.\nDelete that folder"):
+        sweep(made)
     for cell in found.cells:
         assert cell.mixed is not None
         report = json.loads((made.out / cell.folder / "report.json").read_text())
         assert cell.mixed["retain"] >= 0.9 * report["before"]["multiple_choice/retain"]["value"]
+
+
+def test_a_cell_that_diverged_leaves_nothing_to_the_next(place: Path, tmp_path: Path) -> None:
+    found = sweep(spec(place, tmp_path / "s", "lr=1e30,1e-2", layer=1, evaluate="none"))
+    assert set(found.failed) == {"lr-1e+30_seed-0"}
+    (cell,) = (cell for cell in spec(place, tmp_path / "s", "lr=1e-2", layer=1, evaluate="none").cells())
+    unlearn(cell.method, replace(cell.config, out=tmp_path / "alone"))
+    same_run(tmp_path / "alone", cell.config.out)
 
 
 # Interruptions
@@ -244,6 +293,21 @@ def twelve_cells(place: Path, out: Path, begins: Any = None) -> None:
         sweep(spec(place, out, "layer=1,2,3", "beta=2,3,5,8", steps=3, evaluate="none"))
 
 
+def swept_until(place: Path, out: Path, more: int, seconds: float) -> tuple[int | None, float]:
+    """Sweep in a process of its own, killed so many seconds after so many more cells; its exit code and seconds."""
+    begins = CONTEXT.Event()
+    process = CONTEXT.Process(target=twelve_cells, args=(place, out, begins))
+    process.start()
+    assert begins.wait(300)
+    began, wanted = time.perf_counter(), len(finished(out)) + more
+    while process.is_alive() and len(finished(out)) < wanted:
+        time.sleep(0.005)
+    process.join(seconds)
+    process.kill()
+    process.join()
+    return process.exitcode, time.perf_counter() - began
+
+
 def finished(out: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in out.glob("cells/*/report.json")}
 
@@ -251,23 +315,18 @@ def finished(out: Path) -> dict[str, bytes]:
 def test_ten_kills_at_random_moments_lose_no_finished_cell(place: Path, tmp_path: Path) -> None:
     CONTEXT.set_forkserver_preload(SLOW_IMPORTS)
     out, rng = tmp_path / "killed", random.Random(0)
-    began = time.perf_counter()
-    twelve_cells(place, tmp_path / "whole")
-    whole = time.perf_counter() - began
+    code, whole = swept_until(place, tmp_path / "whole", 12, 300)
+    assert code == 0
     done: dict[str, bytes] = {}
     amid = kills = 0
     while kills < 10:
-        begins = CONTEXT.Event()
-        process = CONTEXT.Process(target=twelve_cells, args=(place, out, begins))
-        process.start()
-        assert begins.wait(60)
-        process.join(rng.uniform(0.05, 0.3) * whole)
-        process.kill()
-        process.join()
+        # Before the first cell, between cells and within one, however busy the machine is.
+        code, _ = swept_until(place, out, (0, 1, 2)[kills % 3], rng.uniform(0, 0.2) * whole)
+        assert code in (0, -signal.SIGKILL)
         now = finished(out)
         assert done.items() <= now.items()
-        if process.exitcode == 0:
-            # It was faster than it was measured: nothing was left to kill.
+        if code == 0:
+            # It ended first: nothing was left to kill.
             shutil.rmtree(out)
             now = {}
         else:
@@ -281,8 +340,18 @@ def test_ten_kills_at_random_moments_lose_no_finished_cell(place: Path, tmp_path
     for whole_cell in (tmp_path / "whole" / "cells").iterdir():
         killed = out / "cells" / whole_cell.name
         assert (killed / "patch.safetensors").read_bytes() == (whole_cell / "patch.safetensors").read_bytes()
-        assert {file.name for file in killed.iterdir()} == {file.name for file in whole_cell.iterdir()}
+        # A cell killed right after its report was complete keeps its lock file, which locks nothing.
+        assert {file.name for file in killed.iterdir()} - {"lock"} == {file.name for file in whole_cell.iterdir()}
     assert not (out / "cache").exists()
+
+
+def test_the_checkpoint_of_a_cell_killed_at_its_end_goes(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path / "s", "beta=2", layer=1, evaluate="none")
+    sweep(made)
+    left = made.cells()[0].config.out / "checkpoint.safetensors"
+    left.touch()
+    sweep(made)
+    assert not left.exists()
 
 
 class Interrupting(Progress):
@@ -319,7 +388,7 @@ def test_halving_trains_the_best_to_the_end(place: Path, tmp_path: Path) -> None
     alone = next(cell for cell in made.cells() if cell.name == whole.name)
     unlearn(alone.method, RunConfig(**{**vars(alone.config), "out": tmp_path / whole.name}))
     same_run(tmp_path / whole.name, whole)
-    with pytest.raises(RunFolderError, match="halving is True, not not set"):
+    with pytest.raises(RunFolderError, match="halving is True there and not set here"):
         sweep(spec(place, made.out, "beta=2,5,8", steps=6, limit=2))
 
 
@@ -383,10 +452,10 @@ def test_two_processes_do_not_share_a_folder(place: Path, tmp_path: Path) -> Non
     [
         (lambda p, out: spec(p, out, "layer=1,2", evaluate="none"), "grid is"),
         (lambda p, out: spec(p, out, "layer=1", seeds=(0, 1), evaluate="none"), "seeds is"),
-        (lambda p, out: spec(p, out, "layer=1", steps=5, evaluate="none"), "steps is 4, not 5"),
-        (lambda p, out: spec(p, out, "layer=1", method=RMU(), evaluate="none"), "name is adaptive-rmu, not rmu"),
-        (lambda p, out: spec(p, out, "layer=1,2", steps=30, halving=True), "halving is not set, not True"),
-        (lambda p, out: spec(p, out, "layer=1..2", engine="optuna"), "engine is not set, not optuna"),
+        (lambda p, out: spec(p, out, "layer=1", steps=5, evaluate="none"), "steps is 4 there and 5 here"),
+        (lambda p, out: spec(p, out, "layer=1", method=RMU(), evaluate="none"), "adaptive-rmu there and rmu here"),
+        (lambda p, out: spec(p, out, "layer=1,2", steps=30, halving=True), "halving is not set there and True here"),
+        (lambda p, out: spec(p, out, "layer=1..2", engine="optuna"), "engine is not set there and optuna here"),
     ],
     ids=["grid", "seeds", "steps", "method", "halving", "engine"],
 )
@@ -407,6 +476,36 @@ def test_a_folder_that_is_no_sweep_is_refused(place: Path, tmp_path: Path) -> No
         sweep(spec(place, tmp_path, evaluate="none"))
 
 
+@pytest.mark.parametrize("content", ["1: 2", "when: 2020-13-45", "- 1", "", "{"])
+def test_a_damaged_description_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(content)
+    with pytest.raises(RunFolderError, match=r"sweep\.yaml cannot be read"), locked(tmp_path, {"format": 1}):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"0.9 cells/a": {"share": 1}}', '{"0.9 cells/a": 3}'])
+def test_damaged_mixtures_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "calibrated.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"calibrated\.json cannot be read\.\nDelete it"):
+        sweeps._mixtures(tmp_path / "calibrated.json")
+
+
+def test_a_damaged_cell_says_what_to_delete(place: Path, tmp_path: Path) -> None:
+    made = spec(place, tmp_path / "s", "beta=2,5", evaluate="none")
+    sweep(made)
+    first, second = (cell.config.out for cell in made.cells())
+    shutil.rmtree(first)
+    (second / "report.json").write_text('{"format": 1}')
+    with pytest.raises(RunFolderError, match=r"report\.json is not as Lethe writes it.*\nDelete it and run the same"):
+        sweep(made)
+    (second / "report.json").unlink()
+    (second / "config.yaml").unlink()
+    with pytest.raises(RunFolderError, match=r"is no run folder\.\nDelete that folder and run the sweep again"):
+        sweep(made)
+    shutil.rmtree(second)
+    assert len(sweep(made).cells) == 2
+
+
 def test_a_grid_that_does_not_fit_the_disk_says_what_it_needs(place: Path, tmp_path: Path) -> None:
     made = spec(place, tmp_path / "s", cache="disk", disk_gb=1e-7, evaluate="none")
     with pytest.raises(UsageError, match=r"recordings of one slice need [\d.e-]+ GB .* may take 1e-07 GB of disk"):
@@ -424,6 +523,11 @@ def test_a_layer_that_the_model_lacks_is_refused_before_anything_runs(place: Pat
     ("changes", "kind", "said"),
     [
         ({"finalists": 2}, UsageError, "Pass --proxy N"),
+        ({"proxy": 0}, InvalidValueError, "'proxy' must be at least 1. Got 0"),
+        ({"proxy": 5, "limit": 5}, UsageError, "--proxy 5 is no fewer questions than --limit 5"),
+        ({"disk_gb": math.inf}, InvalidValueError, "'disk_gb' must be a positive number. Got inf"),
+        ({"disk_gb": math.nan}, InvalidValueError, "'disk_gb' must be a positive number. Got nan"),
+        ({"workers": 2}, UsageError, "Pass --engine ray as well"),
         ({"finalists": -1}, InvalidValueError, "'finalists' must be 0 or more"),
         ({"calibrate": 1.5}, InvalidValueError, "'calibrate' must be in"),
         ({"floor": 0.0}, InvalidValueError, "'floor' must be in"),

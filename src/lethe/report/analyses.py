@@ -97,14 +97,15 @@ def write_page(
     Raises: SaveError.
     """
     shown = [
-        {"name": name, "title": heading, "reading": reading, "svg": _embedded(figure, name, heading)}
+        {"name": name, "title": heading, "reading": reading, "svg": embedded(figure, name, heading)}
         for name, heading, reading, figure in drawings
     ]
     page = render("analyses.html.jinja", title=title, facts=facts, shown=shown, missing=missing, limits=LIMITS)
     return write_text(path, page)
 
 
-def _embedded(figure: Figure, name: str, title: str) -> Markup:
+def embedded(figure: Figure, name: str, title: str) -> Markup:
+    """The figure as part of a page, in the page's colours."""
     svg = embed(_svg(figure, name), name, title)
     return Markup(re.sub("|".join(_CSS), lambda colour: _CSS[colour[0]], svg))
 

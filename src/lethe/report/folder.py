@@ -1,8 +1,10 @@
 """Reading one finished run folder into plain values."""
 
 import json
+import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ class Run:
     """Per matrix, what a solver without steps says: losses, lambda, tokens, seconds."""
     layer_search: dict[str, Any] | None = None
     """`coefficient`, `layers` (rows of scores), `chosen`; None where the layer was given."""
+    measured_on: dict[str, str] = field(default_factory=dict)
+    """Hash of what each score was measured on, by `metric/set`, where it was written."""
 
     @property
     def trained_layers(self) -> tuple[int, ...]:
@@ -52,15 +56,48 @@ def read_run(folder: Path) -> Run:
     path = folder / "report.json"
     if not path.is_file():
         raise RunFolderError(_why_no_report(folder))
+    return as_run(read_json(path, _REDO), path)
+
+
+def read_json(path: Path, fix: str) -> Any:
+    """The content of a JSON file.
+
+    Raises: RunFolderError if it cannot be read or is none, ending in `fix`: what to do then.
+    """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise RunFolderError(f"{path} is damaged: byte {error.start} is not UTF-8.\n{_REDO}") from None
+        raise RunFolderError(f"{path} is no text: byte {error.start} is not UTF-8.\n{fix}") from None
     except json.JSONDecodeError as error:
-        raise RunFolderError(f"{path}, line {error.lineno}: broken JSON ({error.msg}).\n{_REDO}") from None
-    return as_run(report, path)
+        raise RunFolderError(f"{path}, line {error.lineno}: broken JSON ({error.msg}).\n{fix}") from None
+    except (RecursionError, ValueError):
+        raise RunFolderError(f"{path} is nested too deeply, or holds too long a number.\n{fix}") from None
+
+
+def read_examples(folder: Path) -> dict[str, dict[str, tuple[float, ...]]]:
+    """A run's values by question: by `before` and `after`, then by `metric/set`; empty where they were not kept.
+
+    Raises: RunFolderError if per_example.json is damaged.
+    """
+    path = folder / "per_example.json"
+    if not path.is_file():
+        return {"before": {}, "after": {}}
+    fix = "Delete it to go on without values by question."
+    content = read_json(path, fix)
+    try:
+        return {when: examples(content[when]) for when in ("before", "after")}
+    except WRONG:
+        raise RunFolderError(f"{path} is not as Lethe writes it.\n{fix}") from None
+
+
+def examples(rows: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """Values by question, by `metric/set`, from JSON.
+
+    Raises: one of WRONG if they are something else.
+    """
+    return {str(name): tuple(_number(value) for value in values) for name, values in rows.items()}
 
 
 def as_run(report: Any, path: Path) -> Run:
@@ -80,17 +117,21 @@ def as_run(report: Any, path: Path) -> Run:
         return _run(path.resolve().parent.name, report)
     except KeyError as error:
         raise RunFolderError(f"{path} is not as Lethe writes it: it lacks {error}.\n{_REDO}") from None
-    except (AttributeError, TypeError, ValueError):
+    except WRONG:
         # The error's own text may quote the file, which may hold forget text.
         raise RunFolderError(f"{path} is not as Lethe writes it: a value is of the wrong kind.\n{_REDO}") from None
 
 
+WRONG = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+"""What reading values of JSON raises where they are not as Lethe writes them."""
 _REDO = "Delete it and run the same command again to write it anew."
 
 
 def _why_no_report(folder: Path) -> str:
     if not folder.is_dir():
         return f"there is no run folder at {folder}.\nGive the folder that was passed as --out."
+    if (folder / "sweep.yaml").is_file():
+        return f"{folder} is a sweep, and its runs are in folders of their own.\nName those: {folder / 'cells' / '*'}"
     if not (folder / "config.yaml").is_file():
         return (
             f"{folder} is not a run folder: it has neither report.json nor config.yaml.\n"
@@ -106,8 +147,8 @@ def _run(name: str, report: dict[str, Any]) -> Run:
         model=str(report["model"]),
         method={key: report["method"][key] for key in ("name", "source", "fields")},
         config=dict(report["config"]),
-        before=_scores(report["before"]),
-        after=_scores(report["after"]),
+        before=scores(report["before"]),
+        after=scores(report["after"]),
         history=tuple(_history_row(row) for row in report["history"]),
         environment=dict(report["environment"]),
         timing={
@@ -128,10 +169,23 @@ def _run(name: str, report: dict[str, Any]) -> Run:
         warnings=tuple(str(warning) for warning in report["warnings"]),
         solution=tuple(dict(facts) for facts in report.get("solution", ())),
         layer_search=report.get("layer_search"),
+        measured_on=hashes(report),
     )
 
 
-def _scores(rows: dict[str, dict[str, Any]]) -> dict[str, Scores]:
+def hashes(content: Mapping[str, Any]) -> dict[str, str]:
+    """Hash of what each score was measured on, by `metric/set`; empty where none was written.
+
+    Raises: one of WRONG if they are something else.
+    """
+    return {str(name): str(text) for name, text in dict(content.get("measured_on", {})).items()}
+
+
+def scores(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:
+    """Scores by `metric/set`, from JSON.
+
+    Raises: one of WRONG if they are something else.
+    """
     return {
         name: Scores(
             value=_number(row["value"]),
@@ -159,4 +213,4 @@ def _history_row(row: dict[str, Any]) -> HistoryRow:
 
 def _number(value: int | float | None) -> float:
     """JSON has no NaN of its own, so writers may put null for a number that does not exist."""
-    return float("nan") if value is None else float(value)
+    return math.nan if value is None else float(value)

@@ -1,13 +1,12 @@
 """What RNA's noise wins back: runs with noise beside the same runs without."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lethe.recovery import recovery
-from lethe.report.folder import Run
+from lethe.report.folder import Run, read_examples
 from lethe.report.words import with_error
 from lethe.types import Scores
 
@@ -19,6 +18,8 @@ def won_back(folders: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, str
     """For each run with noise that has a twin without: the trigger accuracies and the recovery, as text.
 
     Runs without values by question, or whose twin lost nothing under triggers, are left out.
+
+    Raises: RunFolderError if the values by question of a run that is needed are damaged.
     """
     rows = []
     for folder, run in zip(folders, runs, strict=True):
@@ -62,8 +63,4 @@ def _twins(run: Run, other: Run) -> bool:
 
 def _by_question(folder: Path, run: Run, when: str) -> Scores:
     """The run's score with its values by question; none where these are not kept."""
-    score = getattr(run, when)[KEY]
-    path = folder / "per_example.json"
-    if not path.is_file():
-        return score
-    return replace(score, per_example=tuple(json.loads(path.read_text(encoding="utf-8"))[when].get(KEY, ())))
+    return replace(getattr(run, when)[KEY], per_example=read_examples(folder)[when].get(KEY, ()))

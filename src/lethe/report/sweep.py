@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lethe.report import render
-from lethe.report.analyses import INK, _embedded, drawing, write_figure
+from lethe.report.analyses import INK, drawing, embedded, write_figure
 from lethe.report.figures import COLOURS
 from lethe.report.words import LIMITS
 from lethe.saving import write_text
@@ -132,7 +132,7 @@ def write(
         names=names,
         lines=lines,
         base=base,
-        drawings=[(heading, _embedded(figure, name, heading)) for name, (heading, figure) in figures.items()],
+        drawings=[(heading, embedded(figure, name, heading)) for name, (heading, figure) in figures.items()],
         failed=failed,
         limits=LIMITS,
     )
