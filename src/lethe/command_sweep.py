@@ -30,10 +30,11 @@ class _Settings:
     workers: int | None = None
     """With --engine ray: groups of cells that run beside each other; by default as many as the cluster has room for."""
     trials: int = 40
-    """With --engine optuna: settings to try, each with all seeds. The same command with more goes on where it ended."""
+    """With --engine optuna: settings to try, each with all seeds; the first 10 are drawn at random. The same command with
+    more goes on where it ended."""
     halving: bool = False
     """Spend little on poor settings of the grid: train all for a few steps, the best third anew for three times as
-    many, and so on, until the last one is trained for all --steps."""
+    many, and so on, until the last three are trained for all --steps."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
     """Where recordings are kept while the sweep runs: in memory, in mapped files under --out, or nowhere; auto takes
     the first of these that they fit."""

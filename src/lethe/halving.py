@@ -1,4 +1,4 @@
-"""Successive halving: all settings for few steps, and the best of them for more, until one is trained to the end."""
+"""Successive halving: all settings for few steps, and the best of them for more, until a few are trained to the end."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +12,8 @@ from lethe.types import UsageError
 ETA = 3
 """One of so many settings goes on, for so many times as many steps. Source: Jamieson and Talwalkar 2016, arXiv
 1502.07943; 3 as Li et al. 2018, arXiv 1603.06560, take it."""
+LAST = 3
+"""So many settings are trained to the end: layers learn at different speeds, so short runs rank them badly."""
 FEWEST = 2
 """Steps that a forget corpus must have in the first rung."""
 
@@ -26,21 +28,24 @@ class Rung:
 
 
 def ladder(spec: Sweep) -> tuple[Rung, ...]:
-    """The rungs, from the first with all settings to the last with one.
+    """The rungs, from the first with all settings to the last with `LAST`.
 
     Raises: UsageError for a grid or steps that halving can do nothing with; CorpusError.
     """
     cells = spec.cells()
     settings = len(cells) // len(dict.fromkeys(spec.seeds))
-    if settings < 2:
-        raise UsageError("there is one setting, so halving has nothing to choose.\nName more values in --grid.")
+    if settings <= LAST:
+        raise UsageError(
+            f"halving trains {LAST} settings to the end, and the grid has no more than {settings}.\n"
+            "Name more values in --grid, or leave --halving out."
+        )
     if "steps" in spec.axes:
         raise UsageError("'steps' cannot stand in the grid with --halving: its rungs differ in them.\nPass --steps N.")
     if "ridge" in (spec.config.solver, *spec.axes.get("solver", ())):  # type: ignore[misc]
         raise UsageError("--solver ridge takes no steps that --halving could cut.\nLeave --halving out.")
     counts = [settings]
-    while counts[-1] > 1:
-        counts.append(max(1, counts[-1] // ETA))
+    while counts[-1] > LAST:
+        counts.append(max(LAST, counts[-1] // ETA))
     cut = ETA ** (len(counts) - 1)
     of_corpora = {(cell.config.forget, cell.config.text_field): cell.config for cell in cells}
     fewest = FEWEST * max(map(sources.count_topics, of_corpora.values()))
@@ -66,6 +71,7 @@ def halve(spec: Sweep, run: Callable[[Sequence[Cell], str], dict[str, str]]) -> 
     going = spec.cells()
     failed: dict[str, str] = {}
     found: Outcomes | None = None
+    tied: list[int] = []
     for number, rung in enumerate(rungs, start=1):
         is_last = number == len(rungs)
         todo = going if is_last else [at(cell, rung, spec) for cell in going]
@@ -76,10 +82,15 @@ def halve(spec: Sweep, run: Callable[[Sequence[Cell], str], dict[str, str]]) -> 
         seen = outcomes.read(spec.method, left, floor=spec.floor, out=spec.out, stopped=stopped)
         found = seen if found is None else outcomes.extended(found, seen)
         if not is_last:
-            best = [point.settings for point in seen.ranked()[: rungs[number].settings]]
+            ranked, count = seen.ranked(), rungs[number].settings
+            if len(ranked) > count and seen.merit(ranked[count - 1]) == seen.merit(ranked[count]):
+                tied.append(rung.steps)
+            best = [point.settings for point in ranked[:count]]
             going = [cell for cell in going if cell.settings in best]
     assert found is not None
-    return replace(found, how=describe(rungs)), failed
+    doubt = f" After {' and '.join(map(str, tied))} steps settings that went on and others that stopped were equal: "
+    doubt += "their order in the grid decided. Pass more --steps."
+    return replace(found, how=describe(rungs) + doubt * bool(tied)), failed
 
 
 def at(cell: Cell, rung: Rung, spec: Sweep) -> Cell:

@@ -111,9 +111,11 @@ class Outcomes:
             )
         more = "highest" if self.metric == "perplexity" else "least"
         last = "; settings that diverged with a seed come after those that did not" * any(map(self._lost, self.points))
+        chosen = self.chosen
+        none = " (here none does)" * (chosen is not None and not chosen.kept >= self.floor)
         return (
             f"{more} forget {self.spoken} among cells that keep at least {100 * self.floor:g} % of the base's retain "
-            f"{self.spoken}; if none does, the one that keeps most{last}"
+            f"{self.spoken}; if none does{none}, the one that keeps most{last}"
         )
 
     @property

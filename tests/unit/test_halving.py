@@ -53,10 +53,10 @@ def rigged(
 @pytest.mark.parametrize(
     ("settings", "rungs"),
     [
-        (2, [(33, 2), (100, 1)]),
-        (4, [(33, 4), (100, 1)]),
-        (9, [(11, 9), (33, 3), (100, 1)]),
-        (20, [(3, 20), (11, 6), (33, 2), (100, 1)]),
+        (4, [(33, 4), (100, 3)]),
+        (9, [(33, 9), (100, 3)]),
+        (20, [(11, 20), (33, 6), (100, 3)]),
+        (40, [(3, 40), (11, 13), (33, 4), (100, 3)]),
     ],
 )
 def test_a_third_goes_on_for_three_times_the_steps(settings: int, rungs: list[tuple[int, int]], tmp_path: Path) -> None:
@@ -74,20 +74,25 @@ def test_the_best_by_the_mean_over_seeds_go_on(tmp_path: Path) -> None:
     made = spec(tmp_path, seeds=(0, 1))
     found, failed = halve(made, rigged(score, heard))
     assert not failed
-    assert [phase for phase, _ in heard] == ["rung 1, 11 steps", "rung 2, 33 steps", "cells"]
-    assert [{cell.settings["beta"] for cell in cells} for _, cells in heard] == [set(range(1, 10)), {5, 6, 7}, {7}]
+    assert [phase for phase, _ in heard] == ["rung 1, 33 steps", "cells"]
+    assert [{cell.settings["beta"] for cell in cells} for _, cells in heard] == [set(range(1, 10)), {5, 6, 7}]
     assert [{(cell.config.steps, cell.config.out.parent) for cell in cells} for _, cells in heard] == [
-        {(11, tmp_path / "rungs" / "11")},
         {(33, tmp_path / "rungs" / "33")},
         {(100, tmp_path / "cells")},
     ]
     # The last rung's cells are those of the same sweep without halving.
-    assert heard[-1][1] == [cell for cell in replace(made, halving=False).cells() if cell.settings["beta"] == 7]
+    assert heard[-1][1] == [cell for cell in replace(made, halving=False).cells() if cell.settings["beta"] in (5, 6, 7)]
     assert [(point.settings["beta"], point.stopped) for point in found.ranked()] == [
-        (7, None), (6, 33), (5, 33), (4, 11), (3, 11), (2, 11), (1, 11), (8, 11), (9, 11),
+        (7, None), (6, None), (5, None), (4, 33), (3, 33), (2, 33), (1, 33), (8, 33), (9, 33),
     ]  # fmt: skip
     assert all(point.seeds == (0, 1) for point in found.points)
-    assert found.how == ("Successive halving: all 9 settings for 11 steps, the best 3 for 33, the best 1 for 100.")
+    assert found.how == "Successive halving: all 9 settings for 33 steps, the best 3 for 100."
+
+
+def test_equal_settings_at_the_cut_are_told(tmp_path: Path) -> None:
+    found, _ = halve(spec(tmp_path), rigged(lambda cell: (1.0, 0.5 if cell.config.steps == 100 else 1.0), []))
+    assert "After 33 steps settings that went on and others that stopped were equal" in found.how
+    assert "if none does (here none does), the one that keeps most" in str(table(found).caption)
 
 
 def test_the_result_says_where_settings_stopped(tmp_path: Path) -> None:
@@ -95,39 +100,40 @@ def test_the_result_says_where_settings_stopped(tmp_path: Path) -> None:
     found, _ = halve(made, rigged(lambda cell: (1 - cell.settings["beta"] / 10, 1.0), []))
     shown = table(found)
     kept = list(shown.columns[-1].cells)
-    assert kept[:4] == ["100 %", "100 % (after 33 steps)", "100 % (after 33 steps)", "100 % (after 11 steps)"]
+    assert kept[:4] == ["100 %", "100 %", "100 %", "100 % (after 33 steps)"]
     assert found.how in str(shown.caption)
     page = write_page(found, tmp_path).read_text()
-    assert page.count("after 33 steps") == 2
+    assert page.count("after 33 steps") == 6
     assert found.how in page
     assert "stopped earlier" in page
-    header, first, *_ = outcomes.as_csv(found).splitlines()
+    header, *lines = outcomes.as_csv(found).splitlines()
     assert header.startswith("cell,beta,seed,stopped_at,")
-    assert first.startswith("beta-9_seed-0,9.0,0,,")
-    assert outcomes.as_dict(found)["points"][1]["stopped"] == 33
-    assert [cell.folder.split("/")[0] for cell in found.cells[:2]] == ["cells", "rungs"]
+    assert sum(",9.0,0,," in line for line in lines) == 1
+    assert sum(",1.0,0,33," in line for line in lines) == 1
+    assert outcomes.as_dict(found)["points"][3]["stopped"] == 33
+    assert {cell.folder.split("/")[0] for cell in found.cells} == {"cells", "rungs"}
 
 
 def test_what_diverged_on_a_rung_does_not_go_on(tmp_path: Path) -> None:
     heard: list[tuple[str, list[Cell]]] = []
     _, failed = halve(spec(tmp_path), rigged(lambda cell: (1 - cell.settings["beta"] / 10, 1.0), heard, (9.0, 8.0)))
     assert [cell.settings["beta"] for cell in heard[1][1]] == [5, 6, 7]
-    assert failed == {f"beta-{beta}_seed-0 (11 steps)": "the loss became infinite" for beta in (8, 9)}
+    assert failed == {f"beta-{beta}_seed-0 (33 steps)": "the loss became infinite" for beta in (8, 9)}
 
 
 @pytest.mark.parametrize(
     ("words", "config", "said"),
     [
-        (("beta=1",), CONFIG, "there is one setting"),
-        (("beta=1,2", "steps=10,20"), CONFIG, "'steps' cannot stand in the grid"),
-        (("beta=1,2",), replace(CONFIG, solver="ridge"), "--solver ridge takes no steps"),
-        (("beta=1,2", "solver=gradient,ridge"), CONFIG, "--solver ridge takes no steps"),
-        (("beta=1,2",), replace(CONFIG, steps=5), r"has 1 of 5 steps, and needs 2\.\nPass --steps 6 or more"),
+        (("beta=1,2,3",), CONFIG, "the grid has no more than 3"),
+        (("beta=1,2,3,4", "steps=10,20"), CONFIG, "'steps' cannot stand in the grid"),
+        (("beta=1,2,3,4",), replace(CONFIG, solver="ridge"), "--solver ridge takes no steps"),
+        (("beta=1,2,3,4", "solver=gradient,ridge"), CONFIG, "--solver ridge takes no steps"),
+        (("beta=1,2,3,4",), replace(CONFIG, steps=5), r"has 1 of 5 steps, and needs 2\.\nPass --steps 6 or more"),
         (
             (),
             # The built-in corpus is two topics.
-            replace(CONFIG, steps=30, forget=("builtin",)),
-            r"9 settings has 3 of 30 steps, and needs 4\.\nPass --steps 36",
+            replace(CONFIG, steps=10, forget=("builtin",)),
+            r"9 settings has 3 of 10 steps, and needs 4\.\nPass --steps 12",
         ),
     ],
 )

@@ -91,4 +91,4 @@ def _reading(data: dict[str, Any]) -> str:
         if reached
         else "At no layer does the norm end within 15 % of c"
     )
-    return f"RMU with c = {c:g} at every layer: {'; '.join(parts)}. {verdict}. BOS and padding are left out."
+    return f"RMU with c = {c:g} at every layer: {'; '.join(parts)}. {verdict}. BOS and padding are left out; one seed."
