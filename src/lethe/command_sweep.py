@@ -30,8 +30,8 @@ class _Settings:
     workers: int | None = None
     """With --engine ray: groups of cells that run beside each other; by default as many as the cluster has room for."""
     trials: int = 40
-    """With --engine optuna: settings to try, each with all seeds; the first 10 are drawn at random. The same command with
-    more goes on where it ended."""
+    """With --engine optuna: settings to try, each with all seeds; the first 10 are drawn at random. The same command
+    with more goes on where it ended."""
     halving: bool = False
     """Spend little on poor settings of the grid: train all for a few steps, the best third anew for three times as
     many, and so on, until the last three are trained for all --steps."""
