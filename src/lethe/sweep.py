@@ -139,10 +139,7 @@ class _Work:
         )
         _checked(cells, failed)
         found = _read(spec, cells, failed)
-        how = (
-            f"{len(found.points)} settings out of ranges, as Optuna proposed them (tree-structured Parzen estimator); "
-        )
-        how += "the first 10 at random."
+        how = f"{len(found.points)} settings out of ranges: the first 10 at random, then as Optuna proposed them (TPE)."
         return replace(found, how=how), cells, failed
 
     def _on_ray(self, todo: Sequence[Cell]) -> dict[str, str]:
