@@ -374,22 +374,24 @@ def test_ctrl_c_leaves_whole_cells(place: Path, tmp_path: Path) -> None:
 
 
 def test_halving_trains_the_best_to_the_end(place: Path, tmp_path: Path) -> None:
-    made = spec(place, tmp_path / "s", "beta=2,5,8", halving=True, steps=6, limit=2)
+    made = spec(place, tmp_path / "s", "beta=2,3,5,8", halving=True, steps=6, limit=2)
     plans: list[Sharable] = []
     found = sweep(made, on_plan=plans.append)
-    assert plans[0].cells == 3 + 1
-    assert [(point.stopped, len(point.seeds)) for point in found.ranked()] == [(None, 1), (2, 1), (2, 1)]
-    (whole,) = (made.out / "cells").iterdir()
+    assert plans[0].cells == 4 + 3
+    assert [(point.stopped, len(point.seeds)) for point in found.ranked()] == [(None, 1)] * 3 + [(2, 1)]
+    full = [folder for folder in (made.out / "cells").iterdir() if folder.is_dir()]
+    assert len(full) == 3
     short = [folder for folder in (made.out / "rungs" / "2").iterdir() if folder.is_dir()]
-    assert len(short) == 3
-    for folder, steps in ((whole, 6), *((folder, 2) for folder in short)):
+    assert len(short) == 4
+    for folder, steps in (*((folder, 6) for folder in full), *((folder, 2) for folder in short)):
         assert len(json.loads((folder / "report.json").read_text())["history"]) == steps
-    # The run that went to the end is the one that is made without halving.
+    # A run that went to the end is the one that is made without halving.
+    whole = full[0]
     alone = next(cell for cell in made.cells() if cell.name == whole.name)
     unlearn(alone.method, RunConfig(**{**vars(alone.config), "out": tmp_path / whole.name}))
     same_run(tmp_path / whole.name, whole)
     with pytest.raises(RunFolderError, match="halving is True there and not set here"):
-        sweep(spec(place, made.out, "beta=2,5,8", steps=6, limit=2))
+        sweep(spec(place, made.out, "beta=2,3,5,8", steps=6, limit=2))
 
 
 def test_a_search_is_a_sweep_and_goes_on(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,7 +456,10 @@ def test_two_processes_do_not_share_a_folder(place: Path, tmp_path: Path) -> Non
         (lambda p, out: spec(p, out, "layer=1", seeds=(0, 1), evaluate="none"), "seeds is"),
         (lambda p, out: spec(p, out, "layer=1", steps=5, evaluate="none"), "steps is 4 there and 5 here"),
         (lambda p, out: spec(p, out, "layer=1", method=RMU(), evaluate="none"), "adaptive-rmu there and rmu here"),
-        (lambda p, out: spec(p, out, "layer=1,2", steps=30, halving=True), "halving is not set there and True here"),
+        (
+            lambda p, out: spec(p, out, "layer=1,2", "beta=2,3", steps=30, halving=True),
+            "halving is not set there and True here",
+        ),
         (lambda p, out: spec(p, out, "layer=1..2", engine="optuna"), "engine is not set there and optuna here"),
     ],
     ids=["grid", "seeds", "steps", "method", "halving", "engine"],
