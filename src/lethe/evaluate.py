@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,7 +37,7 @@ class Comparison:
 def measure(subject: Subject, sets: Sequence[EvalSet], progress: Progress | None = None) -> dict[str, Scores]:
     """Every metric on every set that it can measure, by the name `metric/set`, and what is combined of these."""
     found: dict[str, Scores] = {}
-    known = {name.replace("-", "_"): kind() for name, kind in discover(metrics).items()}
+    known = _metrics()
     for data in sets:
         for name, metric in known.items():
             if isinstance(metric, Combination):
@@ -51,9 +52,13 @@ def measure(subject: Subject, sets: Sequence[EvalSet], progress: Progress | None
 
 def combined(found: Mapping[str, Scores]) -> dict[str, Scores]:
     """What is worked out from scores of several metrics or sets, by the name of the combination."""
-    known = {name.replace("-", "_"): kind() for name, kind in discover(metrics).items()}
-    scores = {name: kind.combine(found) for name, kind in known.items() if isinstance(kind, Combination)}
+    scores = {name: kind.combine(found) for name, kind in _metrics().items() if isinstance(kind, Combination)}
     return {name: score for name, score in scores.items() if score is not None}
+
+
+def _metrics() -> dict[str, Any]:
+    """Every metric and combination, by its name in reports."""
+    return {name.replace("-", "_"): kind() for name, kind in discover(metrics).items()}
 
 
 def measured_on(scores: Iterable[str], sets: Sequence[EvalSet]) -> dict[str, str]:

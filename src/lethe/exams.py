@@ -17,7 +17,7 @@ from typing import Any, Literal
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from lethe.questions import LETTERS, render_letter
+from lethe.questions import LETTERS, render_letter, text_of
 from lethe.textfiles import decoded, did_you_mean, field_names, json_rows, parquet_rows
 from lethe.types import Question, QuestionError, UsageError
 
@@ -135,11 +135,11 @@ def as_question(where: str, row: Any, subject: str) -> ExamQuestion:
     named = next((row[name] for name in SUBJECT if row.get(name)), subject)
     gold = _gold(where, answer, choices)
     return ExamQuestion(
-        prompt=_filled(where, "the question", prompt),
+        prompt=text_of(where, "the question", prompt),
         choices=choices,
         answer=choices[gold],
         gold=gold,
-        topic=_filled(where, "the subject", named),
+        topic=text_of(where, "the subject", named),
         where=where,
     )
 
@@ -291,14 +291,6 @@ def _column(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
     )
 
 
-def _filled(where: str, what: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise QuestionError(f"{where}: {what} holds {type(value).__name__}, not a text.\nMake it a string.")
-    if not value.strip():
-        raise QuestionError(f"{where}: {what} is empty.\nFill it in, or remove the row.")
-    return value
-
-
 def _choices(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     values = next((row[name] for name in CHOICES if name in row), None)
     if values is None:
@@ -317,7 +309,7 @@ def _choices(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
             f"{where}: {len(values)} choice{'s' * (len(values) != 1)} found, where 2 to {len(LETTERS)} must stand.\n"
             "Add the wrong options, or remove the row."
         )
-    return tuple(_filled(where, f"choice {number}", value) for number, value in enumerate(values))
+    return tuple(text_of(where, f"choice {number}", value) for number, value in enumerate(values))
 
 
 def _gold(where: str, answer: Any, choices: Sequence[str]) -> int:
@@ -330,7 +322,7 @@ def _gold(where: str, answer: Any, choices: Sequence[str]) -> int:
             f"{where}: answer {answer} is no index of {len(choices)} choices; the first has index 0.\n"
             f"Give 0 to {len(choices) - 1}, or the letter A to {last}."
         )
-    said = _filled(where, "the answer", answer).strip()
+    said = text_of(where, "the answer", answer).strip()
     letters = {number for number, letter in enumerate(LETTERS[: len(choices)]) if letter == said}
     texts = {number for number, choice in enumerate(choices) if choice.strip() == said}
     if len(found := letters & texts or letters | texts) == 1:

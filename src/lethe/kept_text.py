@@ -2,12 +2,11 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lethe.saving import saving
+from lethe.saving import replacing
 from lethe.types import UsageError
 
 
@@ -31,17 +30,11 @@ def write_private(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
     Raises: SaveError.
     """
-    with saving(path):
+    with replacing(path) as partial:
+        partial.unlink(missing_ok=True)  # of a call that was killed, with whatever mode
         # Made with mode 0600 from the first byte on; a mode set later would leave a moment to read it.
-        number, partial = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".partial", dir=path.parent)
-        try:
-            with open(number, "w", encoding="utf-8", newline="\n") as file:
-                for row in rows:
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(number, "w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path

@@ -18,9 +18,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 
 from lethe import decoder
 from lethe.environment import explaining_memory
-from lethe.scoring import LOGITS_PER_BATCH, TOKENS_PER_BATCH, Span, measuring
+from lethe.scoring import LOGITS_PER_BATCH, TOKENS_PER_BATCH, Span, finite, measuring
 from lethe.tokens import common_length, pad
-from lethe.types import DivergedError, OutOfMemoryError
+from lethe.types import OutOfMemoryError
 
 FORWARD_COST = 256
 """What one more forward costs, in tokens read: below this a shared beginning is not worth reading apart."""
@@ -49,14 +49,7 @@ def shared_log_probs(
         for length, group in shared_beginnings({row: reader.asked_from(row) for row in rows}):
             for row, values in reader.read(length, group):
                 found.update(zip(rows[row], values, strict=True))
-    results = [found[index] for index in range(len(spans))]
-    broken = sum(not bool(result.isfinite().all()) for result in results)
-    if broken:
-        raise DivergedError(
-            f"the model's output is NaN or infinite on {broken} of {len(results)} rows, so it cannot be scored.\n"
-            "Load it in float32 or bfloat16, or train it with a lower learning rate or steering coefficient."
-        )
-    return results
+    return finite([found[index] for index in range(len(spans))])
 
 
 def _rows(spans: Sequence[Span]) -> dict[Row, list[int]]:

@@ -72,7 +72,7 @@ def _question(where: str, row: Any) -> Question:
         raise QuestionError(f"{where}: no {missing}; {field_names(row, 'columns')}.\nName the column so.")
     choices = _choices(where, row.get("choices"))
     return Question(
-        prompt=_text(where, prompt, row[prompt]),
+        prompt=text_of(where, prompt, row[prompt]),
         answer=_answer(where, row["answer"], choices),
         choices=choices,
         accepted=_texts(where, "accepted", row.get("accepted") or []),
@@ -82,7 +82,11 @@ def _question(where: str, row: Any) -> Question:
     )
 
 
-def _text(where: str, name: str, value: Any) -> str:
+def text_of(where: str, name: str, value: Any) -> str:
+    """A field's value, if it is a text with something in it.
+
+    Raises: QuestionError that names the place and the field.
+    """
     if not isinstance(value, str):
         raise QuestionError(f"{where}: {name} holds {type(value).__name__}, not a text.\nMake it a string.")
     if not value.strip():
@@ -91,13 +95,13 @@ def _text(where: str, name: str, value: Any) -> str:
 
 
 def _optional(where: str, name: str, row: dict[str, Any]) -> str:
-    return _text(where, name, row[name]) if row.get(name) else ""
+    return text_of(where, name, row[name]) if row.get(name) else ""
 
 
 def _texts(where: str, name: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, list):
         raise QuestionError(f"{where}: {name} holds {type(values).__name__}, not a list of texts.")
-    return tuple(_text(where, f"{name} {i}", value) for i, value in enumerate(values))
+    return tuple(text_of(where, f"{name} {i}", value) for i, value in enumerate(values))
 
 
 def _choices(where: str, values: Any) -> tuple[str, ...]:
@@ -115,11 +119,11 @@ def _choices(where: str, values: Any) -> tuple[str, ...]:
 def _answer(where: str, value: Any, choices: tuple[str, ...]) -> str:
     """The answer as text; one of `choices`, and only one, if there are any."""
     if not choices:
-        return _text(where, "answer", value)
+        return text_of(where, "answer", value)
     if isinstance(value, int) and not isinstance(value, bool):
         index = value
     else:
-        index = _answer_index(where, _text(where, "answer", value).strip(), choices)
+        index = _answer_index(where, text_of(where, "answer", value).strip(), choices)
     if not 0 <= index < len(choices):
         raise QuestionError(
             f"{where}: answer {index} is no index of {len(choices)} choices; the first has index 0.\n"

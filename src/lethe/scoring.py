@@ -124,7 +124,14 @@ def read_spans(
                     span = spans[index]
                     asked = torch.tensor(wanted[index] if wanted else span.ids[span.start :], device=logits.device)
                     found[index] = read(row_logits[span.start - 1 : len(row)], asked).float().cpu()
-    results = [found[index] for index in range(len(spans))]
+    return finite([found[index] for index in range(len(spans))])
+
+
+def finite(results: list[Tensor]) -> list[Tensor]:
+    """What was read of each row, as it is.
+
+    Raises: DivergedError if there is NaN or infinity in it.
+    """
     broken = sum(not bool(result.isfinite().all()) for result in results)
     if broken:
         raise DivergedError(

@@ -35,7 +35,7 @@ class Sweep:
     trials: int = 40
     """Settings that Optuna proposes."""
     halving: bool = False
-    """Train all settings for few steps and go on with the best third, until one is trained to the end."""
+    """Train all settings for few steps and go on with the best third, until three are trained to the end."""
     cache: Place = "auto"
     """Where recordings are kept: in memory, in mapped files under `out`, nowhere, or where they fit."""
     disk_gb: float | None = None

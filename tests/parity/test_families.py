@@ -131,6 +131,9 @@ def test_replay_equals_the_full_forward(
     before = {module: (hooks(module), "forward" in vars(module)) for module in model.modules()}
     layers = LayerSlice(model, START, STOP, names)
     recording = layers.record(batch)
+    # torch chooses how to multiply by who wants gradients, also where none are taken, so both models must want the same.
+    for name, parameter in whole.named_parameters():
+        parameter.requires_grad_(name in names)
     with torch.no_grad():
         untouched = full_forward(whole, batch)
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from rouge_score.rouge_scorer import RougeScorer
 
+from lethe.ngrams import has_rouge_words
 from lethe.protocols import Subject
 from lethe.scoring import context_length, free_form, generate, mean_scores
 from lethe.tokens import encode, has_bos
@@ -32,7 +33,7 @@ class Verbmem:
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """F1 in [0, 1] over the passages."""
-        passages = [passage for passage in data.passages if _has_words(passage[1])]
+        passages = [passage for passage in data.passages if has_rouge_words(passage[1])]
         if not passages:
             return None
         room = _room(subject, VERBATIM_TOKENS)
@@ -56,7 +57,7 @@ class Knowmem:
 
     def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
         """F1 in [0, 1] over the questions that stand after solved examples."""
-        asked = [one for one in free_form(data) if _has_examples(one.prompt) and _has_words(one.answer)]
+        asked = [one for one in free_form(data) if _has_examples(one.prompt) and has_rouge_words(one.answer)]
         if not asked:
             return None
         room = _room(subject, ANSWER_TOKENS)
@@ -67,10 +68,6 @@ class Knowmem:
 
 def _has_examples(prompt: str) -> bool:
     return re.search(r"Question: .*\nAnswer: .+\n\nQuestion: ", prompt) is not None
-
-
-def _has_words(text: str) -> bool:
-    return re.search(r"[a-z0-9]", text.lower()) is not None
 
 
 def _room(subject: Subject, tokens: int) -> int:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from rouge_score.rouge_scorer import RougeScorer
 
+from lethe.ngrams import has_rouge_words
 from lethe.protocols import Subject
 from lethe.scoring import answers, free_form, golds, mean_scores
 from lethe.types import EvalSet, Scores
@@ -48,7 +49,7 @@ class RougeLRecall:
 
 def _recall(subject: Subject, data: EvalSet, kind: str) -> Scores | None:
     scorer = RougeScorer([kind], use_stemmer=True)
-    right = [tuple(gold for gold in golds(question) if _has_words(gold)) for question in free_form(data)]
+    right = [tuple(gold for gold in golds(question) if has_rouge_words(gold)) for question in free_form(data)]
     if not any(right):
         return None
     values = [
@@ -57,7 +58,3 @@ def _recall(subject: Subject, data: EvalSet, kind: str) -> Scores | None:
         if texts
     ]
     return mean_scores(values, "higher")
-
-
-def _has_words(text: str) -> bool:
-    return any(letter.isascii() and letter.isalnum() for letter in text.lower())
