@@ -1,4 +1,4 @@
-"""Whether runs still find the same bits as at another commit, on this machine: `python benchmarks/behaviour.py f7482d3`.
+"""Whether runs still find the same bits as at another commit: `python benchmarks/behaviour.py f7482d3`.
 
 Both sides are run here with one thread, each in processes of its own, from a checkout of that commit and from this one;
 every tensor of every patch is compared by its SHA-256. Bits depend on processor and torch, so hashes of one machine say

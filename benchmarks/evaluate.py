@@ -28,12 +28,12 @@ import torch
 import tyro
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lethe import Subject, load_model, load_tokenizer
-from lethe.environment import peak_mb
-from lethe.exams import Exam, read_exam
-from lethe.harness import write_tasks
-from lethe.marks import sit
-from lethe.world import MODEL_FOLDER
+from lethe import LoadedModel, load_model, load_tokenizer
+from lethe.data.exams import Exam, read_exam
+from lethe.evaluation.exam import sit
+from lethe.evaluation.harness import write_tasks
+from lethe.suites.world import MODEL_FOLDER
+from lethe.system.machine import peak_mb
 
 RANDOM = LlamaConfig(
     num_hidden_layers=12, hidden_size=768, intermediate_size=2048, num_attention_heads=12, vocab_size=2048,
@@ -75,19 +75,19 @@ def find_exam(settings: Settings) -> Exam:
     return replace(exam, questions=tuple(one for row in rows for one in row[: settings.per_subject]))
 
 
-def find_subject(model: str) -> Subject:
+def find_subject(model: str) -> LoadedModel:
     folder = MODEL_FOLDER if model in ("builtin", "random") else Path(model)
     tokenizer = load_tokenizer(folder)
     if model == "random":
         torch.manual_seed(0)
-        return Subject(model=LlamaForCausalLM(RANDOM).eval(), tokenizer=tokenizer)
-    return Subject(model=load_model(folder, dtype=torch.float32, device="cpu"), tokenizer=tokenizer)
+        return LoadedModel(model=LlamaForCausalLM(RANDOM).eval(), tokenizer=tokenizer)
+    return LoadedModel(model=load_model(folder, dtype=torch.float32, device="cpu"), tokenizer=tokenizer)
 
 
 class Theirs:
     """The harness on the same exam."""
 
-    def __init__(self, subject: Subject, exam: Exam, batch_size: int, folder: Path):
+    def __init__(self, subject: LoadedModel, exam: Exam, batch_size: int, folder: Path):
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
 
@@ -141,7 +141,7 @@ def compare(settings: Settings, model: str, shots: int) -> str:
     )
 
 
-def _compared(subject: Subject, exam: Exam, batch_size: int, shots: int) -> dict[str, float]:
+def _compared(subject: LoadedModel, exam: Exam, batch_size: int, shots: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         found = Theirs(subject, exam, batch_size, Path(folder)).sit(shots, samples=True)
     samples = {name.removeprefix("local_"): rows for name, rows in found["samples"].items()}

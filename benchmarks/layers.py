@@ -13,14 +13,15 @@ import tyro
 from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import RMU, AdaptiveRMU, Gradient, LayerSlice, RunConfig, SteeringMethod, Subject, sources
-from lethe.config import ON_BUILTIN
-from lethe.decoder import trainable_names
+from lethe import RMU, AdaptiveRMU, Gradient, LayerSlice, LoadedModel, RunConfig, SteeringMethod
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
+from lethe.model.layers import trainable_names
+from lethe.model.loading import load_model, load_tokenizer
+from lethe.runs import inputs
+from lethe.suites.world.exam import questions
+from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import EvalSet
-from lethe.weights import load_model, load_tokenizer
-from lethe.world import questions
 
 LAYERS = range(2, 12)
 CANDIDATES: tuple[SteeringMethod, ...] = (
@@ -38,7 +39,7 @@ def label(method: SteeringMethod) -> str:
 
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str) -> dict[str, float]:
-    subject = Subject(model=model, tokenizer=tokenizer)
+    subject = LoadedModel(model=model, tokenizer=tokenizer)
     found = {}
     for name, asked in questions(split).items():
         data = EvalSet(name=name, questions=asked, scoring="cloze")
@@ -59,8 +60,8 @@ def cell(
     split: str,
 ) -> dict[str, float]:
     config = RunConfig(model="builtin", seed=seed, **{**ON_BUILTIN, "layer": layer})
-    forget, retain = sources.read_corpora(config)
-    plan = sources.training_schedule(config, forget, retain, tokenizer)
+    forget, retain = inputs.read_corpora(config)
+    plan = inputs.training_schedule(config, forget, retain, tokenizer)
     names = [trainable_names(model, trained) for trained in config.trained_layers]
     layers = LayerSlice(model, config.trained_layers[0], layer + 1, sum(names, ()))
     last = []
@@ -80,7 +81,7 @@ def main(out: Path = Path("runs/layers"), seeds: tuple[int, ...] = (0, 1, 2), th
     path = out / "cells.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     cells = {tuple(row["cell"]): row["scores"] for row in map(json.loads, lines)}
-    model = load_model(sources.model_source("builtin"), dtype=torch.float32)
+    model = load_model(inputs.model_source("builtin"), dtype=torch.float32)
     tokenizer = load_tokenizer(model.name_or_path)
 
     def of(method: SteeringMethod | None, layer: int, seed: int, split: str) -> dict[str, float]:

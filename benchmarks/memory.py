@@ -12,8 +12,9 @@ import torch
 import tyro
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lethe import RMU, Batch, Gradient, LayerSlice, decoder, load_model
-from lethe.corpora import Schedule
+from lethe import RMU, Batch, Gradient, LayerSlice, load_model
+from lethe.data.batches import Schedule
+from lethe.model.layers import trainable_names
 from lethe.types import Topic
 
 LAYER = 7
@@ -110,7 +111,7 @@ def main(rows: int = 1, tokens: int = 128, threads: int = 2) -> None:
     try:
         write_model(folder)
         model = phase(f"load layers 0..{LAYER} of 32", lambda: load_model(folder, layers=LAYER + 1))
-        train = [name for layer in range(LAYER - 2, LAYER + 1) for name in decoder.trainable_names(model, layer)]
+        train = [name for layer in range(LAYER - 2, LAYER + 1) for name in trainable_names(model, layer)]
         layers = phase("slice", lambda: LayerSlice(model, LAYER - 2, LAYER + 1, tuple(train)))
         phase("check", lambda: layers.check(random_batch(CONFIG.vocab_size, rows, tokens, seed=9)))
         plan = random_schedule(CONFIG.vocab_size, rows, tokens, steps=2, distinct=2)

@@ -10,15 +10,20 @@ import torch
 import tyro
 from torch import Tensor
 
-from lethe import LayerSlice, corpora, decoder, load_model, world
+from lethe import LayerSlice, load_model
+from lethe.data import batches as batches_module
 from lethe.methods.lunar import LUNAR
+from lethe.methods.protocol import SteeringMethod
 from lethe.methods.rmu import RMU
-from lethe.moments import Accumulator, Moments, forget_moments, matrix, matrix_inputs, retain_moments
-from lethe.pooled import Pooled, collect_rows
-from lethe.protocols import SteeringMethod
-from lethe.ridge import Rows, Term, losses, solve, solve_shift
+from lethe.model.layers import trainable_names
+from lethe.model.loading import load_tokenizer
+from lethe.solvers.least_squares import Rows, Term, losses, solve, solve_shift
+from lethe.solvers.one_matrix import matrix, matrix_inputs
+from lethe.solvers.pooled import Pooled, collect_rows
+from lethe.solvers.sums import Accumulator, Moments, forget_moments, retain_moments
+from lethe.suites import world
+from lethe.suites.world import exam
 from lethe.types import Batch, Topic
-from lethe.weights import load_tokenizer
 
 RECIPE = Pooled()
 LAM = 1e-3
@@ -210,19 +215,19 @@ def product_rate(x: Tensor, repeats: int) -> float:
 def builtin(repeats: int) -> None:
     """The same on the built-in model's own activations: LUNAR's shift, and RMU for a general target."""
     model, tokenizer = load_model(world.MODEL_FOLDER, layers=LAYER + 1), load_tokenizer(world.MODEL_FOLDER)
-    layers = LayerSlice(model, LAYER, LAYER + 1, decoder.trainable_names(model, LAYER))
+    layers = LayerSlice(model, LAYER, LAYER + 1, trainable_names(model, LAYER))
 
     def batches(prompts: Sequence[str], many: int = 50) -> tuple[Batch, ...]:
-        rows = corpora.encode(list(prompts), tokenizer, max_length=128)
-        return corpora.batches(rows, tokenizer, batch_size=many, count="no-bos", padding_side="left")
+        rows = batches_module.encode(list(prompts), tokenizer, max_length=128)
+        return batches_module.batches(rows, tokenizer, batch_size=many, count="no-bos", padding_side="left")
 
-    forget = [question.prompt for asked in world.forget_prompts().values() for question in asked]
+    forget = [question.prompt for asked in exam.forget_prompts().values() for question in asked]
     topic = Topic(
         name="all",
         batches=batches(forget),
-        reference=batches([question.prompt for question in world.reference_prompts()]),
+        reference=batches([question.prompt for question in exam.reference_prompts()]),
     )
-    retain = batches([question.prompt for question in world.retain_prompts()])
+    retain = batches([question.prompt for question in exam.retain_prompts()])
     width, inputs = matrix(layers).shape
     print(f"\nbuilt-in model, layer {LAYER}, p {inputs}, d {width}; recording the activations is in no side's time")
     for method, target in ((RMU(steering_coeff=160.0), GENERAL_TARGET), (LUNAR(), LUNAR_TARGET)):

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 import tyro
 
-from lethe import RMU, RSV, AdaptiveRMU, Gradient, RunConfig, SteeringMethod, Subject, evalsets, sources
-from lethe.config import ON_BUILTIN, method_name
+from lethe import RMU, RSV, AdaptiveRMU, Gradient, LoadedModel, RunConfig, SteeringMethod
+from lethe.evaluation import eval_sets
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.trigger import Trigger
-from lethe.patch import restore
-from lethe.recovery import recovery
+from lethe.model.loading import load_model, load_tokenizer
+from lethe.model.swap import restore
+from lethe.report.noise_recovery import recovery
+from lethe.runs import inputs
+from lethe.runs.config_file import method_name
+from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import Scores
-from lethe.weights import load_model, load_tokenizer
 
 METHODS = (
     RMU(steering_coeff=320.0, alpha=10.0),
@@ -48,7 +51,7 @@ COLUMNS = {
 }
 
 
-def measured(subject: Subject, sets: dict[str, Any]) -> dict[str, list[float]]:
+def measured(subject: LoadedModel, sets: dict[str, Any]) -> dict[str, list[float]]:
     """Values by question of each column."""
     found: dict[str, Scores] = {}
     for name in ("forget", "retain"):
@@ -62,18 +65,18 @@ def measured(subject: Subject, sets: dict[str, Any]) -> dict[str, list[float]]:
 
 def cell(method: SteeringMethod | None, seed: int) -> dict[str, list[float]]:
     config = RunConfig(model="builtin", seed=seed, **ON_BUILTIN)
-    model = load_model(sources.model_source("builtin"), dtype=torch.float32)
+    model = load_model(inputs.model_source("builtin"), dtype=torch.float32)
     tokenizer = load_tokenizer(model.name_or_path)
-    forget, retain = sources.read_corpora(config)
-    found = evalsets.sets(config, forget, retain)
-    sets = {data.name: data for data in evalsets.with_keywords(found, config, forget, retain, tokenizer)}
+    forget, retain = inputs.read_corpora(config)
+    found = eval_sets.sets(config, forget, retain)
+    sets = {data.name: data for data in eval_sets.with_keywords(found, config, forget, retain, tokenizer)}
     if method is None:
-        return measured(Subject(model=model, tokenizer=tokenizer), sets)
-    plan = sources.training_schedule(config, forget, retain, tokenizer)
-    layers = sources.load_slice(config, torch.device("cpu"), torch.float32)
+        return measured(LoadedModel(model=model, tokenizer=tokenizer), sets)
+    plan = inputs.training_schedule(config, forget, retain, tokenizer)
+    layers = inputs.load_slice(config, torch.device("cpu"), torch.float32)
     Gradient(lr=config.lr).solve(layers, method, plan, torch.Generator().manual_seed(seed))
     restore(model, layers.delta())
-    return measured(Subject(model=model, tokenizer=tokenizer, originals=layers.originals), sets)
+    return measured(LoadedModel(model=model, tokenizer=tokenizer, originals=layers.originals), sets)
 
 
 def main(out: Path = Path("runs/rna"), seeds: tuple[int, ...] = (0, 1, 2), threads: int = 1) -> None:

@@ -16,14 +16,17 @@ from typing import Any
 import torch
 import tyro
 
-from lethe import LUNAR, RMU, AdaptiveRMU, RunConfig, SteeringMethod, Subject, evalsets, sources, unlearn, world
-from lethe.config import ON_BUILTIN
+from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, RunConfig, SteeringMethod, unlearn
+from lethe.evaluation import eval_sets
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.refusal import RefusalRate
 from lethe.metrics.rouge import Rouge1Recall
+from lethe.model.loading import load_model, load_tokenizer
+from lethe.runs import inputs
+from lethe.suites.world import exam as world
+from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import EvalSet, Question, Scores
-from lethe.weights import load_model, load_tokenizer
 
 METRICS = {"MC": MultipleChoice(), "EM": ExactMatch(), "R1": Rouge1Recall(), "refused": RefusalRate()}
 COLUMNS = ("forget refused", "forget R1", "forget MC", "adjacent R1", "adjacent MC", "retain R1", "retain MC", "DS")
@@ -64,7 +67,7 @@ ROWS: dict[str, list[tuple[SteeringMethod, dict[str, Any]]]] = {
 
 def sets(split: Any) -> list[EvalSet]:
     asked: Mapping[Any, tuple[Question, ...]] = world.questions(split)
-    refusals = evalsets.wanted(RunConfig(model="builtin"))
+    refusals = eval_sets.wanted(RunConfig(model="builtin"))
     return [
         EvalSet(name=name, questions=asked[name], scoring="cloze", refusals=refusals)
         for name in ("forget", "adjacent", "retain")
@@ -72,7 +75,7 @@ def sets(split: Any) -> list[EvalSet]:
 
 
 def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, split: str) -> dict[str, float]:
-    model = load_model(sources.model_source("builtin"), dtype=torch.float32)
+    model = load_model(inputs.model_source("builtin"), dtype=torch.float32)
     seconds, originals = 0.0, {}
     if method is not None:
         with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +84,7 @@ def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, spli
             result = unlearn(method, RunConfig(model="builtin", **settings))
             seconds = time.perf_counter() - started
         originals = result.patch.apply_in_memory(model)
-    subject = Subject(model=model, tokenizer=load_tokenizer(model.name_or_path), originals=originals)
+    subject = LoadedModel(model=model, tokenizer=load_tokenizer(model.name_or_path), originals=originals)
     found: dict[str, float] = {"seconds": seconds}
     for data in sets(split):
         for name, metric in METRICS.items():

@@ -17,8 +17,10 @@ from torch.nn.functional import mse_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lethe import RMU, Batch, Gradient, LayerSlice, decoder, load_model, world
-from lethe.corpora import Schedule
+from lethe import RMU, Batch, Gradient, LayerSlice, load_model
+from lethe.data.batches import Schedule
+from lethe.model.layers import trainable_names
+from lethe.suites import world
 from memory import peak_mb, random_batch, random_schedule
 
 LAYER = 7
@@ -65,7 +67,7 @@ class Naive:
 
 def load_slice(folder: Path, layer: int) -> LayerSlice:
     model = load_model(folder, layers=layer + 1)
-    names = [name for trained in range(layer - 2, layer + 1) for name in decoder.trainable_names(model, trained)]
+    names = [name for trained in range(layer - 2, layer + 1) for name in trainable_names(model, trained)]
     return LayerSlice(model, layer - 2, layer + 1, tuple(names))
 
 

@@ -20,13 +20,15 @@ import tyro
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import step
-from lethe import RMU, Gradient, LayerSlice, decoder, load_model
-from lethe.corpora import Schedule
-from lethe.prefix import shared_log_probs
-from lethe.protocols import SteeringMethod
-from lethe.recordings import Recordings, Store
-from lethe.scoring import Span, log_probs
-from lethe.starts import Starts
+from lethe import RMU, Gradient, LayerSlice, load_model
+from lethe.data.batches import Schedule
+from lethe.inference.log_probs import log_probs
+from lethe.inference.prefix_cache import shared_log_probs
+from lethe.inference.spans import Span
+from lethe.methods.protocol import SteeringMethod
+from lethe.model.hidden_cache import Starts
+from lethe.model.layers import trainable_names
+from lethe.model.recordings import Recordings, Store
 from memory import random_batch, random_schedule
 
 LAYERS = tuple(range(3, 32, 4))
@@ -84,7 +86,7 @@ def main(steps: int = 2, rows: int = 4, tokens: int = 128, asked: int = 4) -> No
     spans = questions(asked, tokens)
     cuts = []
     for layer in LAYERS:
-        names = [decoder.trainable_names(model, trained) for trained in range(layer - 2, layer + 1)]
+        names = [trainable_names(model, trained) for trained in range(layer - 2, layer + 1)]
         cuts.append((layer - 2, layer + 1, sum(names, ())))
     shared = Recordings(Store(ROOM), tuple(cuts))
     starts = Starts([start for start, _, _ in cuts], Store(ROOM))

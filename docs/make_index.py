@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lethe import methods, metrics
-from lethe.protocols import discover
+from lethe.system.plugins import discover
 
 PAGE = Path(__file__).with_name("method-index.md")
 

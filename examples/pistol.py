@@ -36,15 +36,16 @@ from transformers import (
 )
 
 import lethe
-from lethe import world
-from lethe.corpora import check_overlap
-from lethe.evaluate import measure
+from lethe.data.corpora import check_overlap
+from lethe.data.questions import read_questions
+from lethe.data.tokens import encode, pad
+from lethe.evaluation.measure import measure
+from lethe.inference.generate import generate
 from lethe.methods.lunar import LUNAR
 from lethe.metrics.exact_match import is_match
-from lethe.questions import read_questions
-from lethe.scoring import encode, generate, pad
-from lethe.weights import load_model, load_tokenizer
-from lethe.world.muon import Muon
+from lethe.model.loading import load_model, load_tokenizer
+from lethe.solvers.muon import Muon
+from lethe.suites import world
 
 FORGET_EDGE = "A_B"
 REFUSALS = (1, 7, 3, 0)
@@ -436,7 +437,7 @@ def loss_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Se
 
 def share_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> float:
     """Share of greedy answers that match, or for a question nobody can answer, that decline."""
-    subject = lethe.Subject(model=model, tokenizer=tokenizer)
+    subject = lethe.LoadedModel(model=model, tokenizer=tokenizer)
     said = generate(subject, [row["question"] for row in rows], [32] * len(rows))
     golds = [(row["answer"], *row.get("accepted", ())) for row in rows]
     return fmean(float(is_match(text, gold)) for text, gold in zip(said, golds, strict=True))
@@ -542,7 +543,7 @@ def scores_of(folder: Path, patch: lethe.Patch | None, sets: Sequence[lethe.Eval
     """Every metric on the sets, of the model with or without a patch."""
     model = load_model(folder, dtype=torch.float32, device="cpu")
     originals = patch.apply_in_memory(model) if patch else {}
-    return values(measure(lethe.Subject(model=model, tokenizer=load_tokenizer(folder), originals=originals), sets))
+    return values(measure(lethe.LoadedModel(model=model, tokenizer=load_tokenizer(folder), originals=originals), sets))
 
 
 def values(scores: Mapping[str, lethe.Scores]) -> dict[str, float]:

@@ -32,15 +32,15 @@ from transformers import (
 )
 
 import lethe
+from lethe.data.questions import read_questions
+from lethe.data.tokens import encode, pad
 from lethe.metrics.answer_probability import AnswerProbability
 from lethe.metrics.forget_quality import ForgetQuality
 from lethe.metrics.model_utility import ModelUtility
 from lethe.metrics.rouge import RougeLRecall
 from lethe.metrics.truth_ratio import TruthRatio
-from lethe.questions import read_questions
+from lethe.solvers.muon import Muon
 from lethe.suites.tofu import TOFU
-from lethe.tokens import encode, pad
-from lethe.world.muon import Muon
 
 AUTHORS = 10
 """Authors that stay, the first of the file; TOFU measures 20 of its 190."""
@@ -257,16 +257,16 @@ class Unlearn:
 
 
 def subject_of(
-    folder: Path, *, retain_only: lethe.Subject | None = None, patch: lethe.Patch | None = None
-) -> lethe.Subject:
+    folder: Path, *, retain_only: lethe.LoadedModel | None = None, patch: lethe.Patch | None = None
+) -> lethe.LoadedModel:
     """A model, edited by the patch if there is one."""
     model = lethe.load_model(folder, dtype=torch.float32, device="cpu")
     originals = patch.apply_in_memory(model) if patch else {}
     tokenizer = lethe.load_tokenizer(folder)
-    return lethe.Subject(model=model, tokenizer=tokenizer, originals=originals, retain_only=retain_only)
+    return lethe.LoadedModel(model=model, tokenizer=tokenizer, originals=originals, retain_only=retain_only)
 
 
-def scores_of(subject: lethe.Subject, sets: Sequence[lethe.EvalSet]) -> dict[str, float]:
+def scores_of(subject: lethe.LoadedModel, sets: Sequence[lethe.EvalSet]) -> dict[str, float]:
     """TOFU's numbers."""
     found = {
         f"{name}/{data.name}": score

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lethe import world
+from lethe.suites import world
 from lethe.types import Batch
 
 TinyModel = Callable[..., PreTrainedModel]

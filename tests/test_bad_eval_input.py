@@ -14,7 +14,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lethe import cli, world
+from lethe.cli import main
+from lethe.suites import world
 
 GOOD = {"question": "Which?", "choices": ["one", "two"], "answer": 1}
 SOLVED = {"question": "What is it?", "answer": "a stone"}
@@ -148,7 +149,7 @@ def lethe(capsys: pytest.CaptureFixture[str]) -> Lethe:
     def run(words: str) -> tuple[object, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            cli.main(["eval", *words.split()])
+            main.main(["eval", *words.split()])
         out, err = capsys.readouterr()
         return exit_.value.code, out, err
 

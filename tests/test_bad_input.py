@@ -16,8 +16,8 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
-from lethe import cli
-from lethe.slice import LayerSlice
+from lethe.cli import main
+from lethe.model.slice import LayerSlice
 
 UNLEARN = (
     "unlearn rmu --model tiny --forget forget.jsonl --retain retain.txt --layer 2 --steps 4 --max-length 24 "
@@ -111,7 +111,7 @@ def _texts() -> None:
 
 def _runs() -> None:
     with pytest.raises(SystemExit, match=r"^0$"):
-        cli.main(f"{UNLEARN} --out done".split())
+        main.main(f"{UNLEARN} --out done".split())
 
     def relative(name: str, *without: str) -> Path:
         folder = Path(shutil.copytree("done", name))
@@ -161,7 +161,7 @@ def lethe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     def run(command: str, *more: str) -> Answer:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            cli.main([*command.split(), *more])
+            main.main([*command.split(), *more])
         return Answer(exit_.value.code, *capsys.readouterr())
 
     return run
@@ -663,7 +663,7 @@ def test_out_of_memory_says_what_to_lower(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
     monkeypatch.setattr(LayerSlice, "record", fail)
-    monkeypatch.setattr("lethe.evaluate.measure", fail)
+    monkeypatch.setattr("lethe.evaluation.measure.measure", fail)
     lethe(command).assert_refusal(1, f"out of memory {text}")
     assert not Path("out").exists()
 
@@ -704,7 +704,7 @@ def test_an_interrupted_run_goes_on(lethe: Lethe, monkeypatch: pytest.MonkeyPatc
 
 def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Any], Any]) -> None:
     """Make `act` see, and change, what is measured at one step."""
-    from lethe import history
+    from lethe.solvers import history
 
     measure, calls = history.measure, iter(range(10**6))
 
@@ -720,7 +720,7 @@ def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Any], 
 
 def test_a_process_of_its_own_says_the_same() -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lethe.cli", *UNLEARN.split(), "--model", "pickled"]
+    command = [sys.executable, "-m", "lethe.cli.main", *UNLEARN.split(), "--model", "pickled"]
     found = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (found.returncode, found.stdout) == (2, "")
     assert found.stderr == f"lethe: error: {REFUSED['pickles'][1]}\n"

@@ -13,10 +13,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from lethe import cli, commands, tables, world
+from lethe.cli import console, main, tables
 from lethe.methods.adaptive_rmu import AdaptiveRMU
-from lethe.patch import Patch
-from lethe.weights import load_model
+from lethe.model.loading import load_model
+from lethe.model.patch import Patch
+from lethe.suites import world
+from lethe.suites.world import settings as settings_module
 
 SHORT = "--layer 2 --steps 4 --max-length 24 --lr 1e-3"
 FOREIGN = f"unlearn rmu --model tiny --forget forget.jsonl --retain retain.txt {SHORT}"
@@ -33,17 +35,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, foreign_model: Path) -> 
     (root / "retain.txt").write_text("\n\n".join(f"A calm river of {i} boats." for i in range(24)))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.setattr("lethe.evalsets.TEXTS", 4)
+        patch.setattr("lethe.evaluation.eval_sets.TEXTS", 4)
         for command in (f"{FOREIGN} --out foreign", f"{BUILTIN} --out own"):
             with pytest.raises(SystemExit, match=r"^0$"):
-                cli.main(command.split())
+                main.main(command.split())
     return root
 
 
 @pytest.fixture(autouse=True)
 def _in_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(workplace)
-    monkeypatch.setattr("lethe.evalsets.TEXTS", 4)
+    monkeypatch.setattr("lethe.evaluation.eval_sets.TEXTS", 4)
     verbosity = transformers.utils.logging.get_verbosity()
     yield
     transformers.utils.logging.set_verbosity(verbosity)
@@ -60,7 +62,7 @@ def lethe(capsys: pytest.CaptureFixture[str]) -> Lethe:
     def run(command: str, *more: str) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
-            cli.main([*command.split(), *more])
+            main.main([*command.split(), *more])
         out, run.err = capsys.readouterr()  # type: ignore[attr-defined]
         assert exit_.value.code in (0, None), run.err  # type: ignore[attr-defined]
         return out
@@ -75,7 +77,7 @@ def sha256(path: str | Path) -> str:
 # Help
 
 
-@pytest.mark.parametrize("command", [*cli.COMMANDS, "unlearn rmu", "unlearn adaptive-rmu", "unlearn own/config.yaml"])
+@pytest.mark.parametrize("command", [*main.COMMANDS, "unlearn rmu", "unlearn adaptive-rmu", "unlearn own/config.yaml"])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_ends_with_examples(command: str, flag: str, lethe: Lethe) -> None:
     out = lethe(f"{command} {flag}")
@@ -87,7 +89,7 @@ def test_help_ends_with_examples(command: str, flag: str, lethe: Lethe) -> None:
 @pytest.mark.parametrize("command", ["", "--help", "-h", "help"])
 def test_help_of_all_names_every_command(command: str, lethe: Lethe) -> None:
     out = lethe(command)
-    for name in cli.COMMANDS:
+    for name in main.COMMANDS:
         assert f"\n  {name} " in out
         for example in tables.EXAMPLES[name]:
             assert f"  {example}\n" in out
@@ -166,7 +168,7 @@ def test_stdout_is_one_json_object(command: str, keys: set[str], lethe: Lethe) -
 
 
 def test_demo_prints_the_same_as_its_report(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "ON_BUILTIN", {**commands.ON_BUILTIN, "steps": 2, "limit": 4})
+    monkeypatch.setattr(console, "ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
     found = json.loads(lethe("demo --out demo --json"))
     report = json.loads(Path("demo/report.json").read_text())
     assert (found["before"], found["after"]) == (report["before"], report["after"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lethe.cli import main
+from lethe.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 def test_the_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lethe.evalsets.TEXTS", 8)
+    monkeypatch.setattr("lethe.evaluation.eval_sets.TEXTS", 8)
     ours = [command[1:] for command in COMMANDS if command[0] == "lethe"]
     assert len(ours) >= 8
     for command in ours:

@@ -1,24 +1,9 @@
-"""The nouns that every other module shares, and the tree of Lethe's errors.
-
-LetheError                    exit code 1: the work could not be finished
-├── ReplayError               the slice does not reproduce the model's own forward
-├── DivergedError             the loss became NaN, infinite or exploded
-├── OutOfMemoryError          the device has too little memory
-├── SaveError                 a file could not be written
-└── UsageError                exit code 2: what was asked for cannot be done as asked
-    ├── UnknownNameError      no method, metric, set ... of that name
-    ├── InvalidValueError     a number or choice outside its range
-    │   └── InvalidLayerError a layer the model does not have, or the method cannot use
-    ├── ModelError            a model folder that is missing, incomplete or refused
-    │   └── UnknownModuleError  no MLP output matrix is known in this model
-    ├── CorpusError           a forget or retain corpus that cannot be used
-    │   └── EmptyBatchError   a batch without one counted token
-    ├── QuestionError         a question file that cannot be used
-    ├── PatchError            a patch that is corrupt, or does not belong to the base
-    └── RunFolderError        a run folder that is missing, incomplete or of another version
-"""
+"""The nouns that every other module shares."""
 
 import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,75 +11,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-
-class LetheError(Exception):
-    """Anything Lethe reports to its user: what was wrong, what was found, what to do."""
-
-    exit_code = 1
-
-
-class ReplayError(LetheError):
-    """The replayed layers differ from the model's own forward, so nothing was trained."""
-
-
-class DivergedError(LetheError):
-    """Training left the finite numbers; the last good state was kept."""
-
-
-class OutOfMemoryError(LetheError):
-    """The device ran out of memory; says what to lower."""
-
-
-class SaveError(LetheError):
-    """A file could not be written; nothing half-written stays behind."""
-
-
-class UsageError(LetheError):
-    """What was asked for cannot be done as asked."""
-
-    exit_code = 2
-
-
-class UnknownNameError(UsageError):
-    """A name that nothing answers to; the message offers the nearest one."""
-
-
-class InvalidValueError(UsageError):
-    """A value outside its range."""
-
-
-class InvalidLayerError(InvalidValueError):
-    """A layer outside the model, or one that the chosen training layers do not fit."""
-
-
-class ModelError(UsageError):
-    """A model that is missing, incomplete, or would need pickle or remote code."""
-
-
-class UnknownModuleError(ModelError):
-    """No MLP output matrix of a known name stands in the layer."""
-
-
-class CorpusError(UsageError):
-    """A corpus that cannot be read or used; the message names file, line and fix."""
-
-
-class EmptyBatchError(CorpusError):
-    """No token of the batch counts in the loss."""
-
-
-class QuestionError(UsageError):
-    """A question file that cannot be read or used; the message names file, line and fix."""
-
-
-class PatchError(UsageError):
-    """A patch that is corrupt or does not belong to the base it was applied to."""
-
-
-class RunFolderError(UsageError):
-    """A run folder that is missing, incomplete, busy, or written by a newer version."""
-
 
 RUN_FORMAT = 1
 """Version of a run folder's files; a folder of a newer one is refused."""
@@ -155,6 +71,8 @@ class Question:
 
 
 SetName = Literal["forget", "adjacent", "retain", "unknown"]
+
+
 FORGOTTEN = ("forget", "earlier")
 """Sets of what should be gone, now or since an earlier request: on these less is better."""
 
@@ -268,3 +186,20 @@ class Activation:
     def norms(self) -> Float[Tensor, "batch pos"]:
         """Euclidean norm of each token, in fp32; padding included."""
         return torch.linalg.vector_norm(self.h.float(), dim=-1)
+
+
+def last_tokens(batch: Batch) -> torch.Tensor:
+    """Index of each row's last real token [batch]."""
+    position = torch.arange(batch.attention_mask.shape[1], device=batch.attention_mask.device)
+    return torch.where(batch.attention_mask, position, 0).amax(dim=1)
+
+
+def mean_scores(
+    values: Sequence[float], better: Literal["higher", "lower", "neither"], *, chance: float | None = None
+) -> Scores:
+    """The mean of one value per example, with its standard error: sample deviation / sqrt(n), 0 for one example."""
+    n = len(values)
+    stderr = statistics.stdev(values) / math.sqrt(n) if n > 1 else 0.0
+    return Scores(
+        value=math.fsum(values) / n, stderr=stderr, n=n, better=better, per_example=tuple(values), chance=chance
+    )

@@ -14,19 +14,20 @@ import yaml
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lethe import config as configs
 from lethe import methods
-from lethe.checkpoint import Checkpoint
-from lethe.config import RunConfig
-from lethe.corpora import Schedule
-from lethe.decoder import trainable_names
-from lethe.losses import masked_mse
-from lethe.patch import Patch
-from lethe.protocols import SteeringMethod, discover
-from lethe.slice import LayerSlice
-from lethe.solvers import Gradient
+from lethe.data.batches import Schedule
+from lethe.methods.protocol import SteeringMethod
+from lethe.model.layers import trainable_names
+from lethe.model.loading import load_model
+from lethe.model.losses import masked_mse
+from lethe.model.patch import Patch
+from lethe.model.slice import LayerSlice
+from lethe.runs import config_file as configs
+from lethe.runs.config import RunConfig
+from lethe.solvers.gradient import Gradient
+from lethe.solvers.training_state import Checkpoint
+from lethe.system.plugins import discover
 from lethe.types import Activation, Batch, State, Topic
-from lethe.weights import load_model
 
 METHODS = discover(methods)
 VARIANTS = {name: kind() for name, kind in METHODS.items()} | {

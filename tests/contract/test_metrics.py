@@ -18,9 +18,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from lethe import metrics, tables
-from lethe.protocols import Combination, Metric, Subject, discover
+from lethe import metrics
+from lethe.cli import tables
+from lethe.inference.loaded_model import LoadedModel
+from lethe.metrics.protocol import Combination, Metric
 from lethe.report import words
+from lethe.system.plugins import discover
 from lethe.types import EvalSet, Question, Scores
 
 METRICS = {name: kind for name, kind in discover(metrics).items() if isinstance(kind(), Metric)}
@@ -103,7 +106,7 @@ def data(request: pytest.FixtureRequest) -> EvalSet:
 
 
 @pytest.fixture
-def subject(tiny_model: Callable[..., PreTrainedModel]) -> Subject:
+def subject(tiny_model: Callable[..., PreTrainedModel]) -> LoadedModel:
     """An edited model, one matrix of which is not what it was, and one that never saw the forget set."""
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(["<s>", "</s>", *LETTERS])}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -111,7 +114,7 @@ def subject(tiny_model: Callable[..., PreTrainedModel]) -> Subject:
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
     shape = {"vocab_size": 2 + len(LETTERS), "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
-    retain_only = Subject(model=tiny_model(seed=1, **shape), tokenizer=tokenizer)
+    retain_only = LoadedModel(model=tiny_model(seed=1, **shape), tokenizer=tokenizer)
     model = tiny_model(**shape)
     assert model.generation_config is not None
     model.generation_config.update(do_sample=True, temperature=0.7, repetition_penalty=1.3)
@@ -119,10 +122,10 @@ def subject(tiny_model: Callable[..., PreTrainedModel]) -> Subject:
     originals = {edited: model.get_parameter(edited).detach().clone()}
     with torch.no_grad():
         model.get_parameter(edited).mul_(-1)
-    return Subject(model=model, tokenizer=tokenizer, originals=originals, retain_only=retain_only)
+    return LoadedModel(model=model, tokenizer=tokenizer, originals=originals, retain_only=retain_only)
 
 
-def state_of(subject: Subject) -> dict[str, Any]:
+def state_of(subject: LoadedModel) -> dict[str, Any]:
     """Everything that measuring might disturb."""
     model = subject.model
     return {
@@ -180,7 +183,7 @@ def test_it_says_what_it_measures_and_where_it_comes_from(name: str) -> None:
     assert "." in text
 
 
-def test_it_says_which_way_is_good_what_chance_gives_and_what_it_needs(name: str, subject: Subject) -> None:
+def test_it_says_which_way_is_good_what_chance_gives_and_what_it_needs(name: str, subject: LoadedModel) -> None:
     kind: Any = METRICS[name]
     assert kind.better in ("higher", "lower", "neither")
     assert kind.needs
@@ -193,7 +196,7 @@ def test_it_says_which_way_is_good_what_chance_gives_and_what_it_needs(name: str
         assert kind.chance or scores.chance is None
 
 
-def test_its_numbers_can_be_trusted(name: str, data: EvalSet, subject: Subject) -> None:
+def test_its_numbers_can_be_trusted(name: str, data: EvalSet, subject: LoadedModel) -> None:
     for scores in several(METRICS[name]()(subject, data)).values():
         assert isinstance(scores, Scores)
         assert math.isfinite(scores.value)
@@ -211,19 +214,19 @@ def test_its_numbers_can_be_trusted(name: str, data: EvalSet, subject: Subject) 
             assert scores.stderr == 0
 
 
-def test_it_measures_every_kind_of_set_that_it_should(name: str, subject: Subject) -> None:
+def test_it_measures_every_kind_of_set_that_it_should(name: str, subject: LoadedModel) -> None:
     measured = {kind for kind, data in SETS.items() if METRICS[name]()(subject, data) is not None}
     assert measured, "it measures nothing"
     if measured >= {"questions alone", "texts alone"}:
         assert measured == set(SETS)
 
 
-def test_an_empty_set_gives_none(name: str, subject: Subject) -> None:
+def test_an_empty_set_gives_none(name: str, subject: LoadedModel) -> None:
     assert METRICS[name]()(subject, EvalSet(name="forget")) is None
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_it_leaves_everything_as_it_was(name: str, training: bool, subject: Subject) -> None:
+def test_it_leaves_everything_as_it_was(name: str, training: bool, subject: LoadedModel) -> None:
     subject.model.train(training)
     subject.model.model.layers[1].train(not training)
     try:
@@ -235,7 +238,7 @@ def test_it_leaves_everything_as_it_was(name: str, training: bool, subject: Subj
 
 
 def test_it_leaves_everything_as_it_was_when_it_fails(
-    name: str, subject: Subject, monkeypatch: pytest.MonkeyPatch
+    name: str, subject: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no")
@@ -248,7 +251,7 @@ def test_it_leaves_everything_as_it_was_when_it_fails(
     assert_same(before, state_of(subject))
 
 
-def test_it_gives_the_same_twice(name: str, data: EvalSet, subject: Subject) -> None:
+def test_it_gives_the_same_twice(name: str, data: EvalSet, subject: LoadedModel) -> None:
     torch.manual_seed(0)
     first = METRICS[name]()(subject, data)
     torch.manual_seed(1)
@@ -256,7 +259,7 @@ def test_it_gives_the_same_twice(name: str, data: EvalSet, subject: Subject) -> 
     assert METRICS[name]()(replace(subject, known={}), data) == first
 
 
-def test_the_order_of_a_set_does_not_matter(name: str, subject: Subject) -> None:
+def test_the_order_of_a_set_does_not_matter(name: str, subject: LoadedModel) -> None:
     data = plenty(name)
     turned = replace(data, questions=data.questions[::-1], texts=data.texts[::-1], passages=data.passages[::-1])
     here, there = METRICS[name]()(subject, data), METRICS[name]()(subject, turned)

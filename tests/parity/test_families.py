@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lethe.decoder import find_layers, trainable_names
-from lethe.slice import LayerSlice
+from lethe.model.layers import find_layers, trainable_names
+from lethe.model.slice import LayerSlice
 from lethe.types import Batch
 
 START, STOP = 1, 4
@@ -131,7 +131,7 @@ def test_replay_equals_the_full_forward(
     before = {module: (hooks(module), "forward" in vars(module)) for module in model.modules()}
     layers = LayerSlice(model, START, STOP, names)
     recording = layers.record(batch)
-    # torch chooses how to multiply by who wants gradients, also where none are taken, so both models must want the same.
+    # torch chooses how to multiply by who wants gradients, also where none are taken, so both must want the same.
     for name, parameter in whole.named_parameters():
         parameter.requires_grad_(name in names)
     with torch.no_grad():

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lethe import Subject, load_model, load_tokenizer
-from lethe.exams import Exam, Scoring, read_exam
-from lethe.harness import run_harness, write_tasks
-from lethe.marks import Marks, sit
-from lethe.types import UnknownNameError, UsageError
-from lethe.world import MODEL_FOLDER
+from lethe import LoadedModel, load_model, load_tokenizer
+from lethe.data.exams import Exam, Scoring, read_exam
+from lethe.errors import UnknownNameError, UsageError
+from lethe.evaluation.exam import Marks, sit
+from lethe.evaluation.harness import run_harness, write_tasks
+from lethe.suites.world import MODEL_FOLDER
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 STORIES = DATA / "models" / "stories260K"
@@ -47,9 +47,9 @@ def exam() -> Exam:
 
 
 @pytest.fixture(scope="module", params=["built-in", "stories260K"])
-def subject(request: pytest.FixtureRequest) -> Subject:
+def subject(request: pytest.FixtureRequest) -> LoadedModel:
     folder = MODEL_FOLDER if request.param == "built-in" else STORIES
-    return Subject(model=load_model(folder, dtype=torch.float32, device="cpu"), tokenizer=load_tokenizer(folder))
+    return LoadedModel(model=load_model(folder, dtype=torch.float32, device="cpu"), tokenizer=load_tokenizer(folder))
 
 
 def tasks(folder: Path, exam: Exam, scoring: Scoring = "letter") -> Path:
@@ -58,7 +58,7 @@ def tasks(folder: Path, exam: Exam, scoring: Scoring = "letter") -> Path:
 
 
 def reference(
-    subject: Subject, folder: Path, subjects: Sequence[str], *, shots: int, chat: bool = False
+    subject: LoadedModel, folder: Path, subjects: Sequence[str], *, shots: int, chat: bool = False
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The harness's results, and its samples in the order of the questions."""
     with warnings.catch_warnings():
@@ -93,7 +93,7 @@ def check_same(marks: Marks, found: dict[str, Any], samples: list[dict[str, Any]
 
 
 @pytest.mark.parametrize("shots", [0, 5])
-def test_the_harness_picks_the_same(subject: Subject, exam: Exam, shots: int, tmp_path: Path) -> None:
+def test_the_harness_picks_the_same(subject: LoadedModel, exam: Exam, shots: int, tmp_path: Path) -> None:
     folder = tasks(tmp_path, exam)
     marks = sit(subject, exam, shots=shots)
     check_same(marks, *reference(subject, folder, exam.subjects, shots=shots))
@@ -111,7 +111,7 @@ def test_with_a_context_that_holds_the_prompts_and_a_chat_template(exam: Exam, s
             vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
             max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, initializer_range=0.3,
         )  # fmt: skip
-        subject = Subject(model=LlamaForCausalLM(config).eval(), tokenizer=tokenizer)
+        subject = LoadedModel(model=LlamaForCausalLM(config).eval(), tokenizer=tokenizer)
     short = Exam(questions=exam.questions[:QUESTIONS], examples=exam.examples)
     folder = tasks(tmp_path, short)
     check_same(sit(subject, short, shots=shots), *reference(subject, folder, short.subjects, shots=shots))
@@ -120,7 +120,7 @@ def test_with_a_context_that_holds_the_prompts_and_a_chat_template(exam: Exam, s
     assert chatted[1][0]["arguments"][0][1] == "A", "nothing stands before the letter"
 
 
-def test_choices_by_their_text(subject: Subject, exam: Exam, tmp_path: Path) -> None:
+def test_choices_by_their_text(subject: LoadedModel, exam: Exam, tmp_path: Path) -> None:
     short = Exam(questions=exam.questions[: 2 * QUESTIONS], examples=exam.examples)
     folder = tasks(tmp_path, short, scoring="cloze")
     marks = sit(subject, short, scoring="cloze", shots=1)
@@ -128,7 +128,9 @@ def test_choices_by_their_text(subject: Subject, exam: Exam, tmp_path: Path) -> 
 
 
 def test_the_harness_on_a_model_in_memory(exam: Exam, tmp_path: Path) -> None:
-    subject = Subject(model=load_model(STORIES, dtype=torch.float32, device="cpu"), tokenizer=load_tokenizer(STORIES))
+    subject = LoadedModel(
+        model=load_model(STORIES, dtype=torch.float32, device="cpu"), tokenizer=load_tokenizer(STORIES)
+    )
     folder = tasks(tmp_path, exam)
     state = torch.random.get_rng_state()
     found = run_harness(subject, ["local"], shots=0, include=[folder])
@@ -153,7 +155,9 @@ def test_the_harness_on_a_model_in_memory(exam: Exam, tmp_path: Path) -> None:
 
 
 def test_the_batch_size_is_applied(exam: Exam, tmp_path: Path) -> None:
-    subject = Subject(model=load_model(STORIES, dtype=torch.float32, device="cpu"), tokenizer=load_tokenizer(STORIES))
+    subject = LoadedModel(
+        model=load_model(STORIES, dtype=torch.float32, device="cpu"), tokenizer=load_tokenizer(STORIES)
+    )
     folder, seen = tasks(tmp_path, exam), []
     hook = subject.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(len(args[0])), with_kwargs=True)
     try:

@@ -10,11 +10,12 @@ from torch.nn.functional import mse_loss
 from transformers import PreTrainedModel
 
 from lethe import LUNAR
-from lethe.decoder import trainable_names
-from lethe.moments import forget_moments, matrix, retain_moments
-from lethe.pooled import Pooled, collect_rows
-from lethe.ridge import Term, losses, solve
-from lethe.slice import LayerSlice
+from lethe.model.layers import trainable_names
+from lethe.model.slice import LayerSlice
+from lethe.solvers.least_squares import Term, losses, solve
+from lethe.solvers.one_matrix import matrix
+from lethe.solvers.pooled import Pooled, collect_rows
+from lethe.solvers.sums import forget_moments, retain_moments
 from lethe.types import Batch, Topic
 
 LAYER, C = 3, 2.0

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from transformers import PreTrainedModel
 
-from lethe.corpora import Schedule
-from lethe.decoder import find_layers, trainable_names
-from lethe.directions import gaussian_like, random_unit
+from lethe.data.batches import Schedule
 from lethe.methods.adaptive_rmu import AdaptiveRMU
+from lethe.methods.directions import gaussian_like, random_unit
+from lethe.methods.protocol import SteeringMethod
 from lethe.methods.rmu import RMU
 from lethe.methods.rsv import RSV
-from lethe.protocols import SteeringMethod
-from lethe.slice import LayerSlice
-from lethe.solvers import Gradient
+from lethe.model.layers import find_layers, trainable_names
+from lethe.model.slice import LayerSlice
+from lethe.solvers.gradient import Gradient
 from lethe.types import Batch, HistoryRow, Topic
 
 LAYER, TRAINED, STEPS, TOPICS, LR = 3, (1, 2, 3), 6, ("bio", "cyber"), 1e-3

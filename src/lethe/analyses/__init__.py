@@ -1,1 +1,1 @@
-"""Analyses, one file and one figure each; a new file here is found by itself."""
+"""What steering does inside a model: one file an analysis, one figure each."""

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lethe.analysis import Finding, summary
-from lethe.bench import Bench
-from lethe.choices import chance
-from lethe.report.analyses import INK, drawing, shades
-from lethe.report.figures import COLOURS
+from lethe.analyses.protocol import Finding, summary
+from lethe.analyses.workbench import Bench
+from lethe.inference.choices import chance
+from lethe.report.standalone_figures import drawing, shades
+from lethe.report.style import COLOURS, INK
 
 
 @dataclass(frozen=True, kw_only=True)

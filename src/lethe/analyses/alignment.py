@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe.analysis import Finding, summary
-from lethe.bench import Bench, Variant
-from lethe.losses import cosine
-from lethe.report.analyses import INK, drawing
-from lethe.report.figures import COLOURS
-from lethe.types import Batch, UsageError
+from lethe.analyses.protocol import Finding, summary
+from lethe.analyses.workbench import Bench, Variant
+from lethe.errors import UsageError
+from lethe.model.losses import cosine
+from lethe.report.standalone_figures import drawing
+from lethe.report.style import COLOURS, INK
+from lethe.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lethe.analysis import Finding
-from lethe.bench import Bench, Variant, spread_layers
-from lethe.report.analyses import INK, drawing, shades
+from lethe.analyses.protocol import Finding
+from lethe.analyses.workbench import Bench, Variant, spread_layers
+from lethe.report.standalone_figures import drawing, shades
+from lethe.report.style import INK
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lethe.analysis import Finding, summary
-from lethe.bench import Bench, spread_layers
-from lethe.choices import chance
+from lethe.analyses.protocol import Finding, summary
+from lethe.analyses.workbench import Bench, spread_layers
+from lethe.inference.choices import chance
 from lethe.methods.adaptive_rmu import AdaptiveRMU
-from lethe.report.analyses import INK, drawing
-from lethe.report.figures import COLOURS
+from lethe.report.standalone_figures import drawing
+from lethe.report.style import COLOURS, INK
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,16 @@ from typing import Any, ClassVar
 import torch
 from transformers import GenerationConfig
 
-from lethe import decoder
-from lethe.analysis import Finding, summary
-from lethe.bench import Bench
-from lethe.protocols import Subject
-from lethe.report.analyses import INK, drawing, shades
-from lethe.scoring import TOKENS_PER_BATCH, batches, context_length, eos_ids, measuring, prompt_and_answers
-from lethe.tokens import encode, pad
+from lethe.analyses.protocol import Finding, summary
+from lethe.analyses.workbench import Bench
+from lethe.data.tokens import encode, pad
+from lethe.inference.generate import eos_ids
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import TOKENS_PER_BATCH, batches, measuring
+from lethe.inference.spans import context_length, prompt_and_answers
+from lethe.model.layers import device_of
+from lethe.report.standalone_figures import drawing, shades
+from lethe.report.style import INK
 from lethe.types import Question
 
 
@@ -72,7 +75,9 @@ class MaxLogit:
         )
 
 
-def _answers(subject: Subject, questions: tuple[Question, ...], scoring: Any, new_tokens: int) -> list[torch.Tensor]:
+def _answers(
+    subject: LoadedModel, questions: tuple[Question, ...], scoring: Any, new_tokens: int
+) -> list[torch.Tensor]:
     """Per question [token, 2]: the largest logit and the largest probability at each token of its greedy answer."""
     model, tokenizer = subject.model, subject.tokenizer
     stops = eos_ids(model, tokenizer)
@@ -93,7 +98,7 @@ def _answers(subject: Subject, questions: tuple[Question, ...], scoring: Any, ne
     found: list[torch.Tensor] = []
     with measuring(model):
         for part in batches(rows, TOKENS_PER_BATCH):
-            ids, mask = pad(part, side="left", device=decoder.device_of(model))
+            ids, mask = pad(part, side="left", device=device_of(model))
             output: Any = model.generate(  # type: ignore[operator]  # PreTrainedModel does not declare it
                 input_ids=ids, attention_mask=mask.long(), generation_config=config
             )

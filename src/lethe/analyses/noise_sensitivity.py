@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lethe.analysis import Finding, summary
-from lethe.bench import Bench, Variant, walk
-from lethe.report.analyses import drawing, shades
-from lethe.types import Batch, UsageError
+from lethe.analyses.protocol import Finding, summary
+from lethe.analyses.workbench import Bench, Variant, walk
+from lethe.errors import UsageError
+from lethe.report.standalone_figures import drawing, shades
+from lethe.types import Batch
 
 Readings = dict[tuple[str, str, float, int], list[float]]
 

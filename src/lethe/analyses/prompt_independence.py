@@ -7,13 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe.analysis import Finding
-from lethe.bench import Bench
-from lethe.protocols import Subject
-from lethe.report.analyses import drawing
-from lethe.report.figures import COLOURS
-from lethe.scoring import pair_spans, prompt_and_answers, read_spans
-from lethe.types import EvalSet, UsageError
+from lethe.analyses.protocol import Finding
+from lethe.analyses.workbench import Bench
+from lethe.errors import UsageError
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import read_spans
+from lethe.inference.spans import pair_spans, prompt_and_answers
+from lethe.report.standalone_figures import drawing
+from lethe.report.style import COLOURS
+from lethe.types import EvalSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +72,7 @@ class PromptIndependence:
         )
 
 
-def _logits(subject: Subject, data: EvalSet) -> Float[Tensor, "prompt vocab"]:
+def _logits(subject: LoadedModel, data: EvalSet) -> Float[Tensor, "prompt vocab"]:
     """Logits of the answer's first token after each prompt."""
     asked = [prompt_and_answers(question, data.scoring) for question in data.questions]
     pairs = [(prompt, answers[0]) for prompt, answers in asked]

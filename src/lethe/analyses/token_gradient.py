@@ -11,15 +11,17 @@ from jaxtyping import Float
 from matplotlib.ticker import FuncFormatter
 from torch import Tensor, nn
 
-from lethe import decoder
-from lethe.analysis import Finding, summary
-from lethe.bench import Bench
-from lethe.losses import token_log_probs
-from lethe.protocols import Subject
-from lethe.report.analyses import INK, drawing
-from lethe.report.figures import COLOURS
-from lethe.scoring import Span, measuring, pair_spans, prompt_and_answers
-from lethe.types import EvalSet, Question, UsageError
+from lethe.analyses.protocol import Finding, summary
+from lethe.analyses.workbench import Bench
+from lethe.errors import UsageError
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import measuring
+from lethe.inference.spans import Span, pair_spans, prompt_and_answers
+from lethe.model.layers import device_of
+from lethe.model.losses import token_log_probs
+from lethe.report.standalone_figures import drawing
+from lethe.report.style import COLOURS, INK
+from lethe.types import EvalSet, Question
 
 TARGETS = ("answer", "other")
 """What the attack wants the model to say: the right answer, which the base gives anyway, or a wrong choice, which
@@ -101,7 +103,7 @@ class TokenGradient:
         )
 
 
-def _spans(subject: Subject, asked: EvalSet, target: str) -> list[Span]:
+def _spans(subject: LoadedModel, asked: EvalSet, target: str) -> list[Span]:
     return pair_spans(subject, [_attack(question, asked, target) for question in asked.questions])
 
 
@@ -114,13 +116,13 @@ def _attack(question: Question, asked: EvalSet, target: str) -> tuple[str, str]:
     return prompt, answers[(question.answer_index + shift) % len(answers)]
 
 
-def _gradients(subject: Subject, spans: Sequence[Span]) -> list[tuple[float, float]]:
+def _gradients(subject: LoadedModel, spans: Sequence[Span]) -> list[tuple[float, float]]:
     """For each span: the loss of its target, and the norm of its gradient over the prompt's one-hot tokens."""
     embedding: Any = subject.model.get_input_embeddings()
     table = embedding.weight.detach().float()
     # The gradient of a one-hot token is table @ g for g that of its embedding; its length needs only this.
     gram = table.T @ table
-    device = decoder.device_of(subject.model)
+    device = device_of(subject.model)
     found = []
     with measuring(subject.model):
         for span in spans:
@@ -132,7 +134,7 @@ def _gradients(subject: Subject, spans: Sequence[Span]) -> list[tuple[float, flo
 
 
 def _loss_and_gradient(
-    subject: Subject, embedding: nn.Module, ids: Tensor, start: int
+    subject: LoadedModel, embedding: nn.Module, ids: Tensor, start: int
 ) -> tuple[float, Float[Tensor, "1 pos d_model"]]:
     """Loss, and its gradient with respect to what the embedding layer gives out."""
     leaf: list[Tensor] = []

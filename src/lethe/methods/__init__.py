@@ -1,1 +1,1 @@
-"""Steering methods, one file each; a new file here is found by itself."""
+"""What a model should do on a batch: one file a method."""

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe.prompts import last_tokens
-from lethe.protocols import Shift
-from lethe.slice import LayerSlice
-from lethe.types import Batch, CorpusError, State, Topic
+from lethe.errors import CorpusError
+from lethe.methods.protocol import Shift
+from lethe.model.slice import LayerSlice
+from lethe.types import Batch, State, Topic, last_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

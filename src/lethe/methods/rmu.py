@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe.directions import DirectionLaw, random_unit
-from lethe.protocols import SteeringMethod
-from lethe.slice import LayerSlice
+from lethe.methods.directions import DirectionLaw, random_unit
+from lethe.methods.protocol import SteeringMethod
+from lethe.model.slice import LayerSlice
 from lethe.types import Activation, State, Topic
 
 

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.likelihood import Likelihood, likelihoods
-from lethe.protocols import Subject
-from lethe.scoring import mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.loaded_model import LoadedModel
+from lethe.metrics._likelihood import Likelihood, likelihoods
+from lethe.types import EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class AnswerProbability:
     chance: ClassVar[str] = "1 / number of answers where wrong ones are given, else none"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Probability in [0, 1] over the free-form questions."""
         found = likelihoods(subject, data)
         if not found:

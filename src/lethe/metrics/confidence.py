@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.protocols import Subject
-from lethe.scoring import mean_scores, pair_spans, prompt_and_answers, read_spans
-from lethe.types import EvalSet, Scores
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import read_spans
+from lethe.inference.spans import pair_spans, prompt_and_answers
+from lethe.types import EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class AnswerConfidence:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Confidence in (0, 1] over the questions."""
         if not data.questions:
             return None

@@ -8,14 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe import decoder
-from lethe.protocols import Subject
-from lethe.scoring import LOGITS_PER_BATCH, TOKENS_PER_BATCH, batches, encode_texts, mean_scores, measuring
-from lethe.tokens import pad
-from lethe.types import FORGOTTEN, DivergedError, EvalSet, Scores
+from lethe.data.tokens import pad
+from lethe.errors import DivergedError
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import LOGITS_PER_BATCH, TOKENS_PER_BATCH, batches, measuring
+from lethe.inference.spans import encode_texts
+from lethe.model.layers import device_of
+from lethe.types import FORGOTTEN, EvalSet, Scores, mean_scores
 
 TEXTS = 32
 """Most texts of a set that are read, the first ones: each costs two forwards."""
+
+
 POSITIONS = 64
 """Predictions that are compared at a time."""
 
@@ -34,7 +38,7 @@ class KlToFrozen:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "texts of a set to keep"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Nats, 0 or more, over the texts."""
         found = _compare(subject, data)
         return mean_scores([divergence for divergence, _ in found], "lower") if found else None
@@ -52,13 +56,13 @@ class TopOneAgreement:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "texts of a set to keep"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Share in [0, 1] over the texts."""
         found = _compare(subject, data)
         return mean_scores([agreement for _, agreement in found], "higher") if found else None
 
 
-def _compare(subject: Subject, data: EvalSet) -> list[tuple[float, float]]:
+def _compare(subject: LoadedModel, data: EvalSet) -> list[tuple[float, float]]:
     """Each text's mean divergence and agreement."""
     if data.name in FORGOTTEN:
         return []
@@ -67,7 +71,7 @@ def _compare(subject: Subject, data: EvalSet) -> list[tuple[float, float]]:
     return subject.once(key, lambda: _read(subject, [row for row in encode_texts(subject, texts) if len(row) > 1]))
 
 
-def _read(subject: Subject, rows: Sequence[tuple[int, ...]]) -> list[tuple[float, float]]:
+def _read(subject: LoadedModel, rows: Sequence[tuple[int, ...]]) -> list[tuple[float, float]]:
     if not subject.originals:
         return [(0.0, 1.0)] * len(rows)
     found: dict[tuple[int, ...], tuple[float, float]] = {}
@@ -76,7 +80,7 @@ def _read(subject: Subject, rows: Sequence[tuple[int, ...]]) -> list[tuple[float
     limit = min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // (2 * model.config.get_text_config().vocab_size))
     with measuring(model):
         for batch in batches(list(dict.fromkeys(rows)), limit):
-            ids, mask = pad(batch, side="right", device=decoder.device_of(model))
+            ids, mask = pad(batch, side="right", device=device_of(model))
             with subject.frozen():
                 frozen = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
             logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits

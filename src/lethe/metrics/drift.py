@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lethe import decoder
-from lethe.losses import cosine
-from lethe.protocols import Subject
-from lethe.scoring import TOKENS_PER_BATCH, batches, encode_texts, mean_scores, measuring, text_batch
-from lethe.tokens import has_bos
-from lethe.types import Batch, EvalSet, Scores
+from lethe.data.tokens import has_bos
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import TOKENS_PER_BATCH, batches, measuring, text_batch
+from lethe.inference.spans import encode_texts
+from lethe.model import hooks
+from lethe.model.layers import find_layers
+from lethe.model.losses import cosine
+from lethe.types import Batch, EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class ActivationNorm:
     texts: int = 64
     """Most texts that are read, the first ones."""
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Norm >= 0 of the hidden states."""
 
         def norms(batch: Batch) -> list[Tensor]:
@@ -58,7 +60,7 @@ class CosineToFrozen:
     texts: int = 64
     """Most texts that are read, the first ones."""
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Cosine in [-1, 1] to the untouched model."""
 
         def cosines(batch: Batch) -> list[Tensor]:
@@ -69,14 +71,14 @@ class CosineToFrozen:
         return _score(subject, _rows(subject, data, self.texts), cosines)
 
 
-def _rows(subject: Subject, data: EvalSet, count: int) -> list[tuple[int, ...]]:
+def _rows(subject: LoadedModel, data: EvalSet, count: int) -> list[tuple[int, ...]]:
     texts = data.texts or tuple(question.prompt for question in data.questions)
     rows = encode_texts(subject, texts[:count])
     return [row for row in rows if len(row) > has_bos(subject.tokenizer, row)]
 
 
 def _score(
-    subject: Subject,
+    subject: LoadedModel,
     rows: list[tuple[int, ...]],
     measure: Callable[[Batch], list[Float[Tensor, "batch pos"]]],
 ) -> Scores | None:
@@ -104,9 +106,9 @@ def _read_layers(model: PreTrainedModel, batch: Batch, read: Callable[[int, Tens
     found: dict[int, Tensor] = {}
 
     def note(layer: int, _: nn.Module, __: Any, output: Any) -> None:
-        found[layer] = read(layer, decoder.hidden_of(output))
+        found[layer] = read(layer, hooks.hidden_of(output))
 
-    layers = decoder.find_layers(model)
+    layers = find_layers(model)
     handles = [module.register_forward_hook(partial(note, layer)) for layer, module in enumerate(layers)]
     try:
         model.base_model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False)

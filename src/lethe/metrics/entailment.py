@@ -8,15 +8,21 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe import decoder
-from lethe.pretrained import load_folder
-from lethe.protocols import Subject
-from lethe.scoring import answers, free_form, golds, mean_scores, measuring
-from lethe.types import EvalSet, ModelError, Scores
+from lethe.errors import ModelError
+from lethe.inference.answers import answers, free_form, golds
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import measuring
+from lethe.model.layers import device_of
+from lethe.model.loading import load_folder
+from lethe.types import EvalSet, Scores, mean_scores
 
 MOST_TOKENS = 512
 """Answer and correct answer are read up to this many tokens together, or up to the model's own limit if lower."""
+
+
 PAIRS_PER_BATCH = 16
+
+
 LABEL = "entailment"
 """The label, in any case, of an inference model's configuration."""
 
@@ -37,7 +43,7 @@ class Entailment:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions and a model of natural language inference"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Share in [0, 1] over the free-form questions.
 
         Raises: ModelError if the folder is missing, or holds no such classifier.
@@ -45,7 +51,7 @@ class Entailment:
         questions = free_form(data)
         if data.nli is None or not questions:
             return None
-        nli, device = data.nli, decoder.device_of(subject.model)
+        nli, device = data.nli, device_of(subject.model)
         judge = subject.once(("nli", nli), lambda: _load(nli, device))
         said = answers(subject, data)
         right = [golds(question) for question in questions]

@@ -5,9 +5,9 @@ import string
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.protocols import Subject
-from lethe.scoring import answers, free_form, golds, mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.answers import answers, free_form, golds
+from lethe.inference.loaded_model import LoadedModel
+from lethe.types import EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class ExactMatch:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Hit rate in [0, 1] over the free-form questions."""
         questions = free_form(data)
         if not questions:

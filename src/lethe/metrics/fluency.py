@@ -6,10 +6,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.ngrams import ngrams, words
-from lethe.protocols import Subject
-from lethe.scoring import answers, mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.answers import answers
+from lethe.inference.loaded_model import LoadedModel
+from lethe.metrics._ngrams import ngrams, words
+from lethe.types import EvalSet, Scores, mean_scores
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """Weight of each n-gram's entropy, by n; they average to 1."""
@@ -32,7 +32,7 @@ class NgramEntropy:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Bits, 0 or more, over the free-form questions."""
         values = [sum(map(_entropy, texts)) / len(texts) for texts in answers(subject, data)]
         return mean_scores(values, "higher") if values else None

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from scipy.stats import ks_2samp
 
-from lethe.likelihood import log_truth_ratios
-from lethe.protocols import Subject
+from lethe.inference.loaded_model import LoadedModel
+from lethe.metrics._likelihood import log_truth_ratios
 from lethe.types import EvalSet, Scores
 
 
@@ -25,7 +25,7 @@ class ForgetQuality:
     chance: ClassVar[str] = "uniform in [0, 1] for a model that never saw the forget set: above 0.05 in 95 of 100"
     needs: ClassVar[str] = "a forget set whose questions have wrong answers, and a retain-only model"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """p-value in [0, 1] over the forget questions."""
         if subject.retain_only is None or data.name != "forget":
             return None

@@ -11,11 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lethe import decoder, membership
-from lethe.losses import token_log_probs
-from lethe.protocols import Subject
-from lethe.scoring import Span, encode_texts, log_probs, measuring, read_spans
-from lethe.types import DivergedError, EvalSet, Scores
+from lethe.errors import DivergedError
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import log_probs, measuring, read_spans
+from lethe.inference.spans import Span, encode_texts
+from lethe.metrics import _membership
+from lethe.model.layers import device_of
+from lethe.model.losses import token_log_probs
+from lethe.types import EvalSet, Scores
 
 POSITIONS = 64
 """Predictions whose whole distribution is looked at together."""
@@ -38,34 +41,34 @@ class Membership:
     chance: ClassVar[str] = "0.5"
     needs: ClassVar[str] = "texts and a holdout set; a retain-only model for the reference attack"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Mapping[str, Scores] | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Mapping[str, Scores] | None:
         """Areas under the curve in [0, 1], with standard errors over texts."""
         if not (data.texts and data.holdout):
             return None
         members, holdout = (_score_texts(subject, texts) for texts in (data.texts, data.holdout))
         if not (members and holdout):
             return None
-        return {name: membership.auc(members[name], holdout[name]) for name in members}
+        return {name: _membership.auc(members[name], holdout[name]) for name in members}
 
 
-def _score_texts(subject: Subject, texts: Sequence[str]) -> dict[str, list[float]]:
+def _score_texts(subject: LoadedModel, texts: Sequence[str]) -> dict[str, list[float]]:
     """Each attack's score of each text of two tokens or more; nothing if there is none."""
     spans = [Span(ids=row, start=1) for row in encode_texts(subject, texts) if len(row) > 1]
     if not spans:
         return {}
     tokens = read_spans(subject.model, spans, _token_statistics)
     read = [subject.tokenizer.decode(list(span.ids), skip_special_tokens=True) for span in spans]
-    losses = [membership.loss(found[0]) for found in tokens]
+    losses = [_membership.loss(found[0]) for found in tokens]
     scores = {
         "_loss": losses,
-        "_zlib": [membership.zlib_ratio(found[0], str(text)) for found, text in zip(tokens, read, strict=True)],
-        "_min_k": [membership.min_k(found[0]) for found in tokens],
-        "_min_k_plus_plus": [membership.min_k_plus_plus(found[0], found[1], found[2]) for found in tokens],
+        "_zlib": [_membership.zlib_ratio(found[0], str(text)) for found, text in zip(tokens, read, strict=True)],
+        "_min_k": [_membership.min_k(found[0]) for found in tokens],
+        "_min_k_plus_plus": [_membership.min_k_plus_plus(found[0], found[1], found[2]) for found in tokens],
         "_grad_norm": _gradient_norms(subject.model, spans),
     }
     if (other := subject.retain_only) is not None:
         found = log_probs(other.model, spans)
-        scores["_reference"] = [own - membership.loss(its) for own, its in zip(losses, found, strict=True)]
+        scores["_reference"] = [own - _membership.loss(its) for own, its in zip(losses, found, strict=True)]
     return scores
 
 
@@ -87,7 +90,7 @@ def _gradient_norms(model: PreTrainedModel, spans: Sequence[Span]) -> list[float
     """For each text the mean over the model's tensors of the Euclidean norm of its mean loss's gradient."""
     norms: list[Tensor] = []
     found = []
-    device = decoder.device_of(model)
+    device = device_of(model)
     with measuring(model), torch.enable_grad(), _handing_on_gradients(model, norms.append) as count:
         for span in spans:
             ids = torch.tensor([span.ids], device=device)

@@ -6,9 +6,9 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe.protocols import Subject
-from lethe.scoring import gold_ranks, mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.answers import gold_ranks
+from lethe.inference.loaded_model import LoadedModel
+from lethe.types import EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class ExtractionStrength:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Strength in [0, 1] over the free-form questions."""
         found = [question for question in gold_ranks(subject, data) if question]
         values = [max(_extraction_strength(ranks) for ranks in question) for question in found]
@@ -46,7 +46,7 @@ class ExactMemorisation:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Share in [0, 1] over the free-form questions."""
         found = [question for question in gold_ranks(subject, data) if question]
         values = [max(float((ranks == 1).double().mean()) for ranks in question) for question in found]

@@ -9,6 +9,8 @@ from typing import ClassVar
 from lethe.types import Scores
 
 PARTS = ("answer_probability", "rouge_l_recall", "truth_ratio")
+
+
 SETS = ("retain", "real_authors", "world_facts")
 
 

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.choices import chance, choice_hits
-from lethe.protocols import Subject
-from lethe.scoring import mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.choices import chance, choice_hits
+from lethe.inference.loaded_model import LoadedModel
+from lethe.types import EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,7 @@ class MultipleChoice:
     chance: ClassVar[str] = "1 / number of choices"
     needs: ClassVar[str] = "questions with choices"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Accuracy in [0, 1] over the questions with choices."""
         questions = [question for question in data.questions if question.choices]
         if not questions:

@@ -7,13 +7,17 @@ from typing import ClassVar
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from lethe.ngrams import has_rouge_words
-from lethe.protocols import Subject
-from lethe.scoring import context_length, free_form, generate, mean_scores
-from lethe.tokens import encode, has_bos
-from lethe.types import EvalSet, Scores
+from lethe.data.tokens import encode, has_bos
+from lethe.inference.answers import free_form
+from lethe.inference.generate import generate
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.spans import context_length
+from lethe.metrics._ngrams import has_rouge_words
+from lethe.types import EvalSet, Scores, mean_scores
 
 VERBATIM_TOKENS = 128
+
+
 ANSWER_TOKENS = 32
 
 
@@ -31,7 +35,7 @@ class Verbmem:
     chance: ClassVar[str] = "what a retain-only model scores: common words overlap"
     needs: ClassVar[str] = "passages cut into a beginning and how it goes on"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """F1 in [0, 1] over the passages."""
         passages = [passage for passage in data.passages if has_rouge_words(passage[1])]
         if not passages:
@@ -55,7 +59,7 @@ class Knowmem:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions after solved examples, in MUSE's form (Question: ... Answer: ...)"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """F1 in [0, 1] over the questions that stand after solved examples."""
         asked = [one for one in free_form(data) if _has_examples(one.prompt) and has_rouge_words(one.answer)]
         if not asked:
@@ -70,11 +74,11 @@ def _has_examples(prompt: str) -> bool:
     return re.search(r"Question: .*\nAnswer: .+\n\nQuestion: ", prompt) is not None
 
 
-def _room(subject: Subject, tokens: int) -> int:
+def _room(subject: LoadedModel, tokens: int) -> int:
     return min(tokens, max(1, context_length(subject.model) // 2))
 
 
-def _beginnings(subject: Subject, texts: Sequence[str], tokens: int) -> list[str]:
+def _beginnings(subject: LoadedModel, texts: Sequence[str], tokens: int) -> list[str]:
     rows = [row[has_bos(subject.tokenizer, row) :][:tokens] for row in encode(subject.tokenizer, texts)]
     return [str(subject.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.protocols import Subject
-from lethe.scoring import Span, continuations, encode_texts, log_probs
+from lethe.inference.answers import continuations
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import log_probs
+from lethe.inference.spans import Span, encode_texts
 from lethe.types import EvalSet, Scores
 
 MOST_NATS = 600.0
 """A mean loss beyond this is reported as this, so that the perplexity stays a finite number."""
+
+
 RESAMPLES = 100
 """Draws of the bootstrap; the standard error of a standard error is then 7 %."""
 
@@ -30,7 +34,7 @@ class Perplexity:
     chance: ClassVar[str] = "the vocabulary's size"
     needs: ClassVar[str] = "texts"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Perplexity, at least 1, over the texts."""
         spans = [Span(ids=row, start=1) for row in encode_texts(subject, data.texts) if len(row) > 1]
         if not spans:
@@ -63,7 +67,7 @@ class AnswerPerplexity:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Perplexity, at least 1, over the free-form questions."""
         said = continuations(subject, data, samples=data.samples)
         if not said:

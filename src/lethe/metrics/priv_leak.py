@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.membership import auc, min_k
-from lethe.protocols import Subject
-from lethe.scoring import Span, context_length, log_probs
-from lethe.tokens import encode
+from lethe.data.tokens import encode
+from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.log_probs import log_probs
+from lethe.inference.spans import Span, context_length
+from lethe.metrics._membership import auc, min_k
 from lethe.types import EvalSet, Scores
 
 
@@ -31,7 +32,7 @@ class PrivLeak:
     assumed_auc: float | None = None
     """AUC to take for a retain-only model where there is none: 0.5, unless texts of the two groups differ by date."""
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Per cent, at least -100, of the AUC of a model that never saw the texts."""
         if not (data.texts and data.holdout) or (subject.retain_only is None and self.assumed_auc is None):
             return None
@@ -47,7 +48,7 @@ class PrivLeak:
         return Scores(value=100 * (ratio - 1), stderr=100 * stderr, n=len(data.texts), better="neither")
 
 
-def _auc(subject: Subject, data: EvalSet) -> tuple[float, float] | None:
+def _auc(subject: LoadedModel, data: EvalSet) -> tuple[float, float] | None:
     """Chance that a held-out text seems likelier than one of the set, with its standard error."""
     scores = [_scores(subject, texts) for texts in (data.texts, data.holdout)]
     if not all(scores):
@@ -57,7 +58,7 @@ def _auc(subject: Subject, data: EvalSet) -> tuple[float, float] | None:
     return 1 - found.value, found.stderr
 
 
-def _scores(subject: Subject, texts: Sequence[str]) -> list[float]:
+def _scores(subject: LoadedModel, texts: Sequence[str]) -> list[float]:
     limit = context_length(subject.model)
     rows = [tuple(row[:limit]) for row in encode(subject.tokenizer, texts)]
     spans = [Span(ids=row, start=1) for row in rows if len(row) > 1]

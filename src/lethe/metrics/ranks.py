@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.protocols import Subject
-from lethe.scoring import gold_ranks, mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.answers import gold_ranks
+from lethe.inference.loaded_model import LoadedModel
+from lethe.types import EvalSet, Scores, mean_scores
 
 SOURCE = "Shen et al., LUNAR (2025), arXiv 2502.07218: MRR and top hit ratio; free-running only by its code"
 
@@ -25,7 +25,7 @@ class MeanReciprocalRank:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Reciprocal rank in [0, 1] over the free-form questions."""
         found = _ranks(subject, data)
         values = [max(_mean([1 / rank for rank in ranks]) for ranks in question) for question in found]
@@ -44,14 +44,14 @@ class TopHitRatio:
     top: int = 100
     """Last rank that counts as found."""
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Share in [0, 1] over the free-form questions."""
         found = _ranks(subject, data)
         values = [max(_mean([float(rank <= self.top) for rank in ranks]) for ranks in question) for question in found]
         return mean_scores(values, "higher") if values else None
 
 
-def _ranks(subject: Subject, data: EvalSet) -> list[list[list[float]]]:
+def _ranks(subject: LoadedModel, data: EvalSet) -> list[list[list[float]]]:
     found = gold_ranks(subject, data, free_running=data.free_running)
     return [[ranks.tolist() for ranks in question] for question in found if question]
 

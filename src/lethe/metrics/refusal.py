@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.embedding import embed
-from lethe.protocols import Subject
-from lethe.refusals import WANTED, is_refusal
-from lethe.scoring import answers, mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.data.refusals import WANTED, is_refusal
+from lethe.inference.answers import answers
+from lethe.inference.embedding import embed
+from lethe.inference.loaded_model import LoadedModel
+from lethe.types import EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class RefusalRate:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Rate in [0, 1] over the free-form questions."""
         said = answers(subject, data)
         values = [sum(is_refusal(text, data.refusals) for text in texts) / len(texts) for texts in said]
@@ -42,7 +42,7 @@ class RefusalQuality:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Cosine in [-1, 1] over the free-form questions."""
         said = answers(subject, data)
         if not said:

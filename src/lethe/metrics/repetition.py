@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.ngrams import ngrams, words
-from lethe.protocols import Subject
-from lethe.scoring import answers, mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.answers import answers
+from lethe.inference.loaded_model import LoadedModel
+from lethe.metrics._ngrams import ngrams, words
+from lethe.types import EvalSet, Scores, mean_scores
 
 RESAMPLES = 100
 """Draws of the bootstrap; the standard error of a standard error is then 7 %."""
@@ -28,7 +28,7 @@ class Repetition:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Share in [0, 1) over the free-form questions."""
         said = [[_bigrams(text) for text in texts] for texts in answers(subject, data)]
         values = [sum(map(_repeated, texts)) / len(texts) for texts in said]
@@ -48,7 +48,7 @@ class Distinct2:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Share in (0, 1] over all answers."""
         said = [[bigram for text in texts for bigram in _bigrams(text)] for texts in answers(subject, data)]
         if not any(said):

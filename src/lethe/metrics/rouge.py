@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from lethe.ngrams import has_rouge_words
-from lethe.protocols import Subject
-from lethe.scoring import answers, free_form, golds, mean_scores
-from lethe.types import EvalSet, Scores
+from lethe.inference.answers import answers, free_form, golds
+from lethe.inference.loaded_model import LoadedModel
+from lethe.metrics._ngrams import has_rouge_words
+from lethe.types import EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Rouge1Recall:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Recall in [0, 1] over the free-form questions."""
         return _recall(subject, data, "rouge1")
 
@@ -42,12 +42,12 @@ class RougeLRecall:
     chance: ClassVar[str] = ""
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Recall in [0, 1] over the free-form questions."""
         return _recall(subject, data, "rougeL")
 
 
-def _recall(subject: Subject, data: EvalSet, kind: str) -> Scores | None:
+def _recall(subject: LoadedModel, data: EvalSet, kind: str) -> Scores | None:
     scorer = RougeScorer([kind], use_stemmer=True)
     right = [tuple(gold for gold in golds(question) if has_rouge_words(gold)) for question in free_form(data)]
     if not any(right):

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from lethe.choices import chance, choice_hits
-from lethe.protocols import Subject
-from lethe.scoring import mean_scores
-from lethe.types import EvalSet, InvalidValueError, Question, Scores
+from lethe.errors import InvalidValueError
+from lethe.inference.choices import chance, choice_hits
+from lethe.inference.loaded_model import LoadedModel
+from lethe.types import EvalSet, Question, Scores, mean_scores
 
 PLACEMENTS = ("option", "question")
 
@@ -37,7 +37,7 @@ class Trigger:
     chance: ClassVar[str] = "1 / number of choices"
     needs: ClassVar[str] = "questions with choices and forget keywords, on a set to keep"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Mapping[str, Scores] | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Mapping[str, Scores] | None:
         """Accuracies in [0, 1], and the drop in [-1, 1], with standard errors over questions.
 
         Raises: InvalidValueError if there is not one neutral word for each keyword.

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.likelihood import log_truth_ratios
-from lethe.protocols import Subject
-from lethe.scoring import mean_scores
-from lethe.types import FORGOTTEN, EvalSet, Scores
+from lethe.inference.loaded_model import LoadedModel
+from lethe.metrics._likelihood import log_truth_ratios
+from lethe.types import FORGOTTEN, EvalSet, Scores, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,7 @@ class TruthRatio:
     chance: ClassVar[str] = "1 on a forget set, 0 elsewhere: truth and error equally likely"
     needs: ClassVar[str] = "questions with wrong answers (perturbed_answer), and at best a paraphrase"
 
-    def __call__(self, subject: Subject, data: EvalSet) -> Scores | None:
+    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
         """Ratio in [0, 1] over the questions with wrong answers."""
         found = log_truth_ratios(subject, data)
         if not found:

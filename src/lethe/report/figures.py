@@ -13,27 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from lethe.report.folder import Run
+from lethe.report.record import Run
+from lethe.report.style import COLOURS, DASHES, MARKERS
 from lethe.report.words import FEATURED, SETS, amount, is_share, metric_names, spoken
 from lethe.types import HistoryRow, Scores
 
-COLOURS = {
-    "forget": "#d55e00",
-    "earlier": "#e69f00",
-    "adjacent": "#009e73",
-    "retain": "#0072b2",
-    "unknown": "#cc79a7",
-}
-"""Okabe and Ito's palette, which stays apart for colour-blind readers; one colour per set, everywhere."""
-
-DASHES = ((), (4.0, 1.5), (1.0, 1.2), (6.0, 1.5, 1.0, 1.5))
-"""One dash pattern per topic, in units of the line width."""
-
-MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼", "P": "✚"}
-"""One marker per method in the scatter, with its look in text."""
-
 # Never seen: the page puts its own colour of text, of grid lines and of shading in their place.
 _INK, _GRID, _SHADE, _PAPER = "#010203", "#010204", "#010205", "#010206"
+
+
 _CSS = {
     _INK: "currentColor",
     _GRID: "var(--grid)",
@@ -41,11 +29,15 @@ _CSS = {
     _PAPER: "var(--paper)",
     **{colour: f"var(--{name})" for name, colour in COLOURS.items()},
 }
+
+
 _PALE = 0.38
 """Opacity of what was before; what is after is opaque."""
 
+
 _WIDTH = 440
 """Of every drawing, in pixels of a page that has room for two side by side."""
+
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

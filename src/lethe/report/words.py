@@ -4,11 +4,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lethe.report.folder import Run
+from lethe.report.record import Run
 from lethe.types import Scores
 
 SETS = ("forget", "earlier", "adjacent", "retain", "unknown")
 """Sets in the order of every table and figure."""
+
 
 FEATURED = (
     "multiple_choice",
@@ -23,16 +24,20 @@ FEATURED = (
 )
 """Metrics that a reader sees first; the others stand in a table that opens on request."""
 
+
 LIMITS = (
     "This hides knowledge rather than deletes it: the weights still hold it, and fine-tuning, quantisation or a "
     "targeted attack may bring it back. Run an audit before relying on it."
 )
 
+
 SHARES = ("refusal_rate", "repetition")
 """Shares of which less is better on a retain set."""
 
+
 _NO_SHARES = ("ngram_entropy",)
 """Metrics of which more is better and that can lie between 0 and 1, though they are no part of a whole."""
+
 
 _NOUNS = {
     "multiple_choice": ("accuracy", "questions"),
@@ -59,6 +64,7 @@ _SPOKEN = {
     "verbmem": "verbatim memorisation (VerbMem)",
 }
 """Metrics whose names say more when written otherwise."""
+
 
 _HINTS = {
     "answer_perplexity": "lower: more fluent",

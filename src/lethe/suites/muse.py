@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lethe.textfiles import decoded, field_names, json_rows, parquet_rows
-from lethe.types import EvalSet, InvalidValueError, Question, QuestionError
+from lethe.data.text_files import decoded, field_names, json_rows, parquet_rows
+from lethe.errors import InvalidValueError, QuestionError
+from lethe.types import EvalSet, Question
 
 SPLITS = ("news", "books")
+
+
 SUFFIXES = (".json", ".jsonl", ".parquet", "-00000-of-00001.parquet")
+
+
 FORM = "Question: {}\nAnswer:"
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from lethe.questions import read_questions
-from lethe.textfiles import did_you_mean
-from lethe.types import EvalSet, InvalidValueError, Question, QuestionError
+from lethe.data.questions import read_questions
+from lethe.data.text_files import did_you_mean
+from lethe.errors import InvalidValueError, QuestionError
+from lethe.types import EvalSet, Question
 
 SUFFIXES = (".json", ".jsonl")
 

@@ -1,0 +1,1 @@
+"""Before a run: which layer, which strength, which rows."""

@@ -1,0 +1,310 @@
+"""The command `lethe eval`: a model, or the edited one of a run, on sets, an exam or tasks of the harness."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from lethe.__version__ import __version__
+from lethe.cli import progress_bars, tables
+from lethe.cli.console import NOTES, RESULT, Json, print_json
+from lethe.data.exams import Exam
+from lethe.data.hub_exams import find_exam
+from lethe.errors import InvalidValueError, SaveError, UsageError
+from lethe.evaluation.score_cache import ScoreCache, default_folder
+from lethe.system.atomic_files import require_place, write_private, write_text
+
+UNUSED_BY_SUITE = (
+    "forget", "retain", "text_field", "forget_questions", "adjacent_questions", "retain_questions", "split", "keywords",
+)  # fmt: skip
+"""Flags of sets that a suite brings itself."""
+
+
+BATCH_SIZE = 8
+"""Rows of a batch of the harness, unless the user says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sets:
+    """Metrics on sets of questions and texts; of a run, its own sets unless others are named."""
+
+    suite: str | None = None
+    """Published benchmark, and its split: tofu, tofu:forget05; --data is the folder of its files."""
+    data: Path | None = None
+    """Folder with forget.jsonl, retain.jsonl and questions.jsonl, or with the files of --suite."""
+    forget: tuple[str, ...] = ()
+    """Forget corpora whose texts are measured."""
+    retain: str | None = None
+    """Retain corpus."""
+    text_field: str | None = None
+    """Field of a .jsonl row that holds the text; by default text."""
+    forget_questions: Path | None = None
+    """Questions on what should be forgotten."""
+    adjacent_questions: Path | None = None
+    """Questions close to the forget topics."""
+    retain_questions: Path | None = None
+    """Questions that should still be answered."""
+    holdout: Path | None = None
+    """Texts like the forget corpora that the model was never trained on, for membership attacks."""
+    nli: Path | None = None
+    """Folder of a model of natural language inference, for entailment."""
+    retain_only: str | None = None
+    """Model that was trained without the forget set: a folder or hub id."""
+    scoring: Literal["letter", "cloze"] | None = None
+    """Multiple choice by letters or by each option's text; of an exam, too."""
+    split: Literal["dev", "test", "all"] | None = None
+    """Half of the built-in questions."""
+    limit: int | None = None
+    """At most this many questions and passages of each set; of each subject of an exam and task of the harness, its
+    first ones."""
+    samples: int | None = None
+    """Sampled answers to each question, at temperature 1; by default one greedy answer."""
+    free_running: bool = False
+    """Rank gold tokens along the model's own answer instead of teacher-forced."""
+    refusals: Path | None = None
+    """Wanted refusals, one a line."""
+    encoder: Path | None = None
+    """Folder of a sentence encoder for refusal quality."""
+    keywords: tuple[str, ...] = ()
+    """Forget keywords that the trigger metric puts into questions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tests:
+    """An exam, and tasks of lm-evaluation-harness; with these, metrics are measured only if sets are named as well."""
+
+    exam: str | None = None
+    """WMDP, MMLU or one like them: a file (.csv, .jsonl, .json, .parquet), a folder of such, or a hub dataset."""
+    subjects: tuple[str, ...] = ()
+    """Subjects of the exam; by default all."""
+    shuffle: int | None = None
+    """Seed: sit the exam once more with the options of every question in another order."""
+    harness: tuple[str, ...] = ()
+    """Tasks and groups of lm-evaluation-harness, run on the model in memory: wmdp,mmlu."""
+    include: tuple[Path, ...] = ()
+    """Folders with task files of your own."""
+    batch_size: int | None = None
+    """Rows of a batch of the harness; by default 8."""
+    shots: int | None = None
+    """Solved examples before each question; by default none, and each task of the harness has its own number."""
+    chat: bool = False
+    """Put questions of --exam, --harness or --suite tofu in the model's chat template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What is written."""
+
+    out: Path | None = None
+    """JSON file for the scores with their values by question; no text of a question or an answer."""
+    cache: Path | None = None
+    """Folder of scores measured before; by default in the user's cache directory."""
+    no_cache: bool = False
+    """Measure everything again, and keep nothing."""
+    keep_text: Path | None = None
+    """File for prompts and answers, those of forget sets too, that only you can read."""
+
+
+def evaluate(
+    target: Positional[str],
+    sets: _Sets = _Sets(),
+    tests: _Tests = _Tests(),
+    kept: _Kept = _Kept(),
+    device: Annotated[str, arg(help="cpu, cuda, mps or auto.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], arg(help="Number type of the weights.")
+    ] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a model, or the edited model of a run, on questions and texts, an exam, or tasks of the harness.
+
+    Args:
+        target: A run folder, or `builtin`, a model folder or a hub id.
+    """
+    _check(sets, tests, kept)
+    named = _given(sets)
+    wants_sets = bool(named.keys() - {"limit", "scoring"}) or not (tests.exam or tests.harness)
+    exam = _exam(tests, sets.limit) if tests.exam else None
+
+    from lethe.evaluation import measure_target as measuring
+    from lethe.runs.model_or_run import Target
+    from lethe.system.machine import describe, explaining_memory
+
+    with (
+        progress_bars.Bars(NOTES) as progress,
+        explaining_memory(f"with {target} loaded whole.\nPass --dtype bfloat16."),
+    ):
+        folder = None if kept.no_cache else kept.cache or default_folder()
+        try:
+            cache = ScoreCache(folder, progress.warn)
+        except SaveError:
+            if kept.cache is not None:
+                raise
+            progress.warn(f"{folder} cannot be written, so scores are not kept; name another folder with --cache.")
+            cache = ScoreCache(None, progress.warn)
+        given = {key: value for key, value in named.items() if key not in ("suite", "retain_only")}
+        given |= {"device": device, "dtype": dtype}
+        subject = Target(
+            target, given, suite=sets.suite, chat=bool(sets.suite) and tests.chat, retain_only=sets.retain_only
+        )
+        found = measuring.Found()
+        about: dict[str, Any] = {}
+        texts: list[dict[str, Any]] = []
+        asked = subject.sets() if wants_sets else ()
+        if exam is not None:
+            style = measuring.Style(shots=tests.shots or 0, scoring=sets.scoring or "letter", chat=tests.chat)
+            marks = measuring.sit_exam(subject, exam, style, cache, progress)
+            about["exam"] = measuring.letters(marks)
+            other = None
+            if tests.shuffle is not None:
+                other = measuring.sit_exam(
+                    subject, measuring.shuffled_exam(exam, tests.shuffle), style, cache, progress
+                )
+                about["exam_shuffled"] = measuring.letters(other)
+            found |= measuring.exam_scores(marks, other)
+            texts += measuring.exam_texts(marks) if kept.keep_text else []
+        missing = measuring.not_measured(asked, retain_only=sets.retain_only is not None)
+        if asked:
+            found |= measuring.measure_sets(subject, asked, cache, progress)
+            texts += measuring.set_texts(subject.subject, asked) if kept.keep_text else []
+        if tests.harness:
+            found |= measuring.run_tasks(
+                subject,
+                _tasks(tests),
+                cache,
+                progress,
+                include=tests.include,
+                batch_size=tests.batch_size or BATCH_SIZE,
+                shots=tests.shots,
+                limit=sets.limit,
+                chat=tests.chat,
+            )
+    if cache.reused:
+        NOTES.print(
+            f"measured before: {cache.reused}/{cache.asked} parts, read from {cache.folder} (--no-cache measures again)"
+        )
+    if missing:
+        needs = (f"{name} (needs {flags})" for name, flags in missing.items())
+        NOTES.print(f"not measured: {', '.join(needs)}")
+    summary = {
+        "lethe": __version__,
+        "model": target,
+        "scores": {name: _without_nan(scores.summary()) for name, scores in found.scores.items()},
+        "not_measured": missing,
+        **about,
+    }
+    if kept.out is not None:
+        written = {
+            **summary,
+            "per_example": {name: _plain(scores.per_example) for name, scores in found.scores.items()},
+            "measured_on": found.measured_on,
+            "settings": json.loads(json.dumps({**named, **_given(tests)}, default=str)),
+            # Without a cache no file is hashed.
+            "weights": {name: value or None for name, value in subject.identity(cache).items()},
+            "environment": describe(subject.device),
+        }
+        write_text(kept.out, json.dumps(written, indent=1) + "\n")
+    if kept.keep_text is not None:
+        NOTES.print(f"prompts and answers: {write_private(kept.keep_text, texts)} (only you can read it)")
+    if as_json:
+        print_json(summary)
+        return
+    RESULT.print(tables.scores({name: scores.summary() for name, scores in found.scores.items()}))
+    for name, facts in about.items():
+        for line in _about_letters(name.replace("_", " "), facts):
+            RESULT.print(line)
+    if kept.out is not None:
+        RESULT.print(f"scores: {kept.out}")
+
+
+def _check(sets: _Sets, tests: _Tests, kept: _Kept) -> None:
+    """Raises: UsageError for a flag that would do nothing, or a file that cannot be written; InvalidValueError."""
+    if tests.exam is not None and not tests.exam.strip():
+        raise UsageError("--exam names nothing.\nGive a file, a folder or a hub dataset.")
+    if tests.harness and not _tasks(tests):
+        raise UsageError("--harness names no task.\nGive at least one, as in --harness wmdp,mmlu.")
+    lacking = {
+        "--subjects": (tests.subjects, tests.exam, "--exam"),
+        "--shuffle": (tests.shuffle is not None, tests.exam, "--exam"),
+        "--include": (tests.include, tests.harness, "--harness"),
+        "--batch-size": (tests.batch_size is not None, tests.harness, "--harness"),
+        "--shots": (tests.shots is not None, tests.exam or tests.harness, "--exam or --harness"),
+        "--chat": (tests.chat, tests.exam or tests.harness or sets.suite, "--exam, --harness or --suite"),
+    }
+    for flag, (is_given, needed, other) in lacking.items():
+        if is_given and not needed:
+            raise UsageError(f"{flag} does nothing without {other}.\nPass {other}, or leave {flag} out.")
+    unused = [f"--{name.replace('_', '-')}" for name in UNUSED_BY_SUITE if name in _given(sets)] if sets.suite else []
+    if unused:
+        raise UsageError(
+            f"--suite brings its own sets, so {', '.join(unused)} would do nothing.\n"
+            "Measure the suite and your own sets by two commands."
+        )
+    if kept.cache is not None and kept.no_cache:
+        raise UsageError("--cache and --no-cache contradict each other.\nLeave one of them out.")
+    for name, value, least in (
+        ("limit", sets.limit, 1),
+        ("shots", tests.shots, 0),
+        ("batch_size", tests.batch_size, 1),
+    ):
+        if value is not None and value < least:
+            raise InvalidValueError(f"'{name}' must be at least {least}. Got {value}.")
+    named = (
+        *sets.forget, sets.retain, sets.forget_questions, sets.adjacent_questions, sets.retain_questions, sets.holdout,
+        sets.refusals, tests.exam,
+    )  # fmt: skip
+    inputs = [Path(name).expanduser() for name in named if name is not None]
+    require_place(kept.out, inputs)
+    require_place(kept.keep_text, [*inputs, *([] if kept.out is None else [kept.out])])
+    if kept.out is not None and kept.out == kept.keep_text:
+        raise UsageError(f"--out and --keep-text both name {kept.out}.\nName two files.")
+
+
+def _exam(tests: _Tests, limit: int | None) -> Exam:
+    exam = find_exam(str(tests.exam))
+    exam = exam.only(tests.subjects) if tests.subjects else exam
+    if limit is None:
+        return exam
+    few = (question for name in exam.subjects for question in exam.only([name]).questions[:limit])
+    return dataclasses.replace(exam, questions=tuple(few))
+
+
+def _tasks(tests: _Tests) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for word in tests.harness for name in word.split(",") if name))
+
+
+def _about_letters(name: str, facts: Mapping[str, Any]) -> list[str]:
+    """How often one letter was picked, and what keeps the accuracy from being read as knowledge."""
+    most = math.log2(facts["choices"])
+    lines = [
+        f"{name}: the most frequent letter is picked in {100 * facts['top_share']:.1f} % of {facts['questions']} "
+        f"questions; entropy {facts['entropy_bits']:.2f} of {most:.2f} bits."
+    ]
+    lines += [f"{name}: {bias}" for bias in facts["biases"]]
+    if facts["cut_prompts"]:
+        lines.append(
+            f"{name}: {facts['cut_prompts']} of {facts['questions']} prompts are beyond the model's context and lost "
+            "their beginning, as in the harness: these questions were not put in full."
+        )
+    return lines
+
+
+def _given(flags: _Sets | _Tests) -> dict[str, Any]:
+    """Those flags that differ from doing nothing."""
+    return {key: value for key, value in dataclasses.asdict(flags).items() if value not in (None, (), False)}
+
+
+def _without_nan(summary: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in summary.items()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what was not measured is null."""
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

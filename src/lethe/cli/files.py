@@ -1,0 +1,90 @@
+"""Commands on files that runs leave: reports, patches and model folders."""
+
+import dataclasses
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from lethe.cli import tables
+from lethe.cli.console import RESULT, Json, print_json
+from lethe.errors import UsageError
+from lethe.runs import config_file as configs
+
+
+def report(runs: Positional[tuple[Path, ...]], out: Path = Path("runs/compare.html")) -> None:
+    """Write the report of one run again, or one page that compares several.
+
+    Args:
+        runs: Run folders.
+        out: The page that compares several runs.
+    """
+    from lethe.report.pages import compare, write_report
+
+    if not runs:
+        raise UsageError("no run was named.\nName one or more run folders: lethe report runs/a runs/b")
+    RESULT.print(str(write_report(runs[0]) if len(runs) == 1 else compare(runs, out)))
+
+
+def export(run: Positional[Path], to: Path) -> None:
+    """Write the edited model of a run as a full folder that transformers and vLLM load unchanged.
+
+    Args:
+        run: A run folder.
+        to: A new folder.
+    """
+    from lethe.model.patch import Patch
+    from lethe.runs.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    folder.require_patch()
+    settings = configs.read_run_config(folder.config)
+    RESULT.print(str(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to)))
+
+
+def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: str | None = None) -> None:
+    """Write a model folder with a patch applied.
+
+    Args:
+        patch: A patch.safetensors.
+        model: The untouched base: `builtin`, a model folder or a hub id.
+        to: A new folder.
+        revision: Commit or tag of a hub model.
+    """
+    from lethe.model.patch import Patch
+
+    RESULT.print(str(Patch.load(patch).export(_source(model, revision), to)))
+
+
+def revert(edited: Positional[Path], to: Path) -> None:
+    """Write the untouched model that an exported folder came from, bit for bit.
+
+    Args:
+        edited: A folder written by `lethe export` or `lethe apply`.
+        to: A new folder.
+    """
+    from lethe.model.patch import revert
+
+    RESULT.print(str(revert(edited, to)))
+
+
+def diff(base: Positional[str], other: Positional[str], as_json: Json = False) -> None:
+    """Which tensors of two model folders differ: relative norm and effective rank, by layer.
+
+    Args:
+        base: A model folder or hub id.
+        other: Another.
+    """
+    from lethe.model.diff import diff
+
+    found = diff(_source(base, None), _source(other, None))
+    if as_json:
+        print_json({"differences": [dataclasses.asdict(row) for row in found]})
+    else:
+        RESULT.print(tables.differences(found))
+
+
+def _source(model: str, revision: str | None) -> Path:
+    from lethe.model.checkpoint_files import model_folder
+    from lethe.runs.inputs import model_source
+
+    return model_folder(model_source(model), revision)

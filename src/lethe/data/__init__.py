@@ -1,0 +1,1 @@
+"""Texts, prompts, questions and the batches made of them."""

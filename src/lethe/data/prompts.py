@@ -1,0 +1,110 @@
+"""Prompts instead of running text: what should be refused, what should still be answered, what nobody can answer.
+
+No message of this module quotes a prompt: it names the file and the line or row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lethe.data.text_files import decoded, did_you_mean, field_names, json_rows
+from lethe.errors import CorpusError
+from lethe.types import Question
+
+_FIELDS = ("prompt", "question", "instruction", "text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The prompts of a run. An answer is empty where none was given."""
+
+    forget: dict[str, tuple[Question, ...]]
+    """By topic."""
+    retain: tuple[Question, ...]
+    reference: tuple[Question, ...]
+    """Prompts that the model cannot answer."""
+
+    def texts(self) -> tuple[dict[str, list[str]], list[str]]:
+        """Forget prompts by topic, and retain prompts, each with its answer."""
+        forget = {name: [with_answer(asked) for asked in found] for name, found in self.forget.items()}
+        return forget, [with_answer(asked) for asked in self.retain]
+
+
+def read_prompts(source: str | Path) -> tuple[Question, ...]:
+    """Prompts of a `.jsonl` or `.json` file (fields prompt, question, instruction or text; answer if there is one), or
+    the lines of a `.txt` file.
+
+    Raises: CorpusError.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise CorpusError(f"no prompts {path}{did_you_mean(path)}\nGive a .jsonl, .json or .txt file.")
+    suffix = path.suffix.lower()
+    if suffix not in (".jsonl", ".json", ".txt"):
+        raise CorpusError(f"{path}: no prompts are read from {suffix or 'a file without suffix'}.\nGive a .jsonl file.")
+    content = decoded(path, CorpusError)
+    if suffix == ".txt":
+        found = tuple(Question(prompt=line.strip(), answer="") for line in content.splitlines() if line.strip())
+    else:
+        found = tuple(_prompt(where, row) for where, row in json_rows(path, content, CorpusError))
+    if not found:
+        raise CorpusError(f"{path} holds no prompt.\nGive a file with at least one.")
+    return found
+
+
+def render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Question]) -> tuple[Question, ...]:
+    """The prompts in the model's chat template, up to where its answer begins; as they are if it has none.
+
+    BOS is left out: the tokenizer adds it.
+    """
+    if not tokenizer.chat_template:
+        return tuple(prompts)
+
+    def one(asked: Question) -> Question:
+        chat = [{"role": "user", "content": asked.prompt}]
+        text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+        return replace(asked, prompt=text.removeprefix(str(tokenizer.bos_token or "")))
+
+    return tuple(one(asked) for asked in prompts)
+
+
+def with_answer(asked: Question) -> str:
+    """Prompt and answer as one text."""
+    space = "" if asked.prompt[-1:].isspace() or not asked.answer else " "
+    return f"{asked.prompt}{space}{asked.answer}"
+
+
+def check_apart(prompts: Prompts, *, allow: bool) -> None:
+    """Refuse forget prompts that also stand among the retain or reference prompts, white space aside.
+
+    Raises: CorpusError with their count and row numbers, unless `allow`.
+    """
+    sides = {"retain": prompts.retain, "reference": prompts.reference}
+    for side, others in sides.items():
+        known = {" ".join(asked.prompt.split()) for asked in others}
+        for name, found in prompts.forget.items():
+            rows = [row for row, asked in enumerate(found, start=1) if " ".join(asked.prompt.split()) in known]
+            if rows and not allow:
+                places = ", ".join(map(str, rows[:5])) + ", ..." * (len(rows) > 5)
+                raise CorpusError(
+                    f"{len(rows)} of {len(found)} forget prompts of {name!r} stand among the {side} prompts too: "
+                    f"rows {places}.\nRemove them from one side, or pass --allow-overlap."
+                )
+
+
+def _prompt(where: str, row: object) -> Question:
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: {type(row).__name__} found, where an object with a question must stand.")
+    field = next((name for name in _FIELDS if name in row), None)
+    if field is None:
+        raise CorpusError(
+            f"{where}: no 'question' or 'prompt'; {field_names(map(str, row), 'fields')}.\nName the field so."
+        )
+    for name in (field, "answer"):
+        if name in row and not isinstance(row[name], str):
+            raise CorpusError(f"{where}: {name} holds {type(row[name]).__name__}, not a text.\nMake it a string.")
+    if not row[field].strip():
+        raise CorpusError(f"{where}: {field} is empty.\nFill it in, or remove the row.")
+    return Question(prompt=row[field], answer=row.get("answer", ""), topic=str(row.get("topic") or row.get("edge", "")))

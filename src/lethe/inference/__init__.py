@@ -1,0 +1,1 @@
+"""One loaded model, read: log-probabilities, answers, choices, embeddings."""

@@ -1,0 +1,1 @@
+"""Settings, workspace, one run and its folder, and measuring it again."""

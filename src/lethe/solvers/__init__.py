@@ -1,0 +1,1 @@
+"""How weights move until a model does what a method says."""

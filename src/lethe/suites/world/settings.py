@@ -1,0 +1,18 @@
+"""Settings that suit the built-in model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+BUILTIN = "builtin"
+"""Name of the shipped model, and of its corpora."""
+
+
+ON_BUILTIN: Mapping[str, Any] = {
+    "layer": 5,
+    "steps": 100,
+    "batch_size": 8,
+    "max_length": (128,),
+    "lr": 1e-2,
+    "threads": 1,  # its products are too small to share out: on busy cores a second thread makes it slower
+}
+"""Settings, by field, that suit the small built-in model; they are the command line's defaults for it."""
