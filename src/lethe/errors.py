@@ -18,6 +18,9 @@ LetheError                    exit code 1: the work could not be finished
     └── RunFolderError        a run folder that is missing, incomplete or of another version
 """
 
+import dataclasses
+from typing import Any, Literal, get_args, get_origin
+
 
 class LetheError(Exception):
     """Anything Lethe reports to its user: what was wrong, what was found, what to do."""
@@ -53,6 +56,13 @@ class UnknownNameError(UsageError):
 
 class InvalidValueError(UsageError):
     """A value outside its range."""
+
+
+def check_choices(section: Any) -> None:
+    """Raises: InvalidValueError if a field of closed choices, in a dataclass of settings, holds none of them."""
+    for field in dataclasses.fields(section):
+        if get_origin(field.type) is Literal and (value := getattr(section, field.name)) not in get_args(field.type):
+            raise InvalidValueError(f"'{field.name}' must be one of {', '.join(get_args(field.type))}. Got {value}.")
 
 
 class InvalidLayerError(InvalidValueError):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 """Version of a run folder's files; a folder of a newer one is refused."""
 
 
@@ -135,15 +135,6 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Norms:
-    """Token norms of one activation."""
-
-    mean: float
-    median: float
-    max: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class HistoryRow:
     """One training step, as a line of history.jsonl."""
 
@@ -152,24 +143,29 @@ class HistoryRow:
     forget_loss: float
     retain_loss: float
     """Before it is weighted by alpha."""
-    forget_norm: Norms
-    retain_norm: Norms
-    target_norm: float
-    """Mean norm of the forget target."""
-    cos_direction: float | None
-    """Mean cosine between the forget activation and the topic's direction; None where the method has none."""
-    forget_cos_frozen: float
-    retain_cos_frozen: float
-    retain_error: float
-    """Mean of ||h - h0|| / ||h0|| over retain tokens."""
     seconds: float
     peak_mb: float
-    retain_floor: float = 0.0
-    """What alpha times the retain loss averages to at best, because of noise on its target: alpha * nu^2."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the method wrote down about the step, by name."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "HistoryRow":
+        """A row from a line of history.jsonl, also of Lethe 0.1, which had the measures of steering as fields.
+
+        Raises: KeyError, TypeError, AttributeError if it is something else.
+        """
+        own = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values}
+        if "measures" in values:
+            return cls(**own)
+        rest = {name: value for name, value in values.items() if name not in own and value is not None}
+        for side in ("forget", "retain"):
+            norms = rest.pop(f"{side}_norm")
+            rest |= {f"{side}_norm_{name}": norm for name, norm in norms.items()}
+        return cls(**own, measures=rest)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "measures": dict(self.measures)}
 
 
 State = dict[str, Tensor]

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from lethe.advice.layer_readings import ALPHAS, LayerReading, draw, read_layers
 from lethe.methods.protocol import SteeringMethod
-from lethe.model.loading import load_model, load_tokenizer
-from lethe.runs import inputs
 from lethe.runs.config import RunConfig
 from lethe.runs.estimate import plan
+from lethe.runs.workspace import Workspace
 from lethe.system.atomic_files import write_text
-from lethe.system.machine import find_device, threads
+from lethe.system.machine import threads
 from lethe.system.progress import Progress
 
 REACH = 0.5
@@ -77,21 +76,19 @@ def advise(config: RunConfig, progress: Progress) -> Advice:
 
     Raises: CorpusError if a corpus is missing or has one text only; ModelError, UnknownModuleError, DivergedError.
     """
-    source = inputs.model_source(config.model)
-    device = find_device(config.device)
-    tokenizer = load_tokenizer(source, config.revision)
-    samples = draw(config, *inputs.read_corpora(config), tokenizer)
-    dtype = inputs.find_dtype(config.dtype, source, config.revision, device)
-    with threads(config.threads):
-        model = load_model(source, dtype=dtype, device=str(device), revision=config.revision)
+    workspace = Workspace(config.base)
+    corpora = workspace.corpora(config.data, "texts")
+    samples = draw(*corpora.texts(), workspace.tokenizer, config.batching, config.seed)
+    with threads(config.base.threads):
+        model = workspace.model()
         started = time.perf_counter()
-        layers, tokens = read_layers(model, samples, config, progress)
+        layers, tokens = read_layers(model, samples, progress, train_modules=config.train_modules, seed=config.seed)
         seconds = time.perf_counter() - started
     best, alpha = choose(layers), choose_alpha(layers)
     nearby = [row for row in layers if abs(row.layer - best.layer) == 1]
     chosen, *others = (_proposal(config, row, alpha) for row in (best, *nearby))
     return Advice(
-        model=config.model,
+        model=config.base.model,
         chosen=chosen,
         reason=_reason(layers, best, chosen),
         runners_up=tuple(others),
@@ -128,7 +125,7 @@ def _proposal(config: RunConfig, row: LayerReading, alpha: float) -> Proposal:
         steering_coeff=float(f"{BETA * row.median_norm:.3g}"),
         beta=BETA,
         alpha=alpha,
-        steps=config.steps,
+        steps=getattr(config.solver, "steps", 0),
         minutes=cost.seconds / 60,
     )
 

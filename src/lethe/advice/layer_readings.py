@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lethe.data.settings import Batching
+from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError, DivergedError
 from lethe.inference.log_probs import measuring
 from lethe.methods.directions import random_unit
 from lethe.model import hooks
 from lethe.model.layers import d_model, device_of, find_layers, trainable_names
-from lethe.runs import inputs as inputs_module
-from lethe.runs.config import RunConfig
 from lethe.solvers.least_squares import GRID
 from lethe.system.progress import Progress
 from lethe.types import Batch
@@ -81,26 +81,29 @@ class Samples:
 
 
 def draw(
-    config: RunConfig, forget: Mapping[str, list[str]], retain: list[str], tokenizer: PreTrainedTokenizerBase
+    forget: Mapping[str, list[str]],
+    retain: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    batching: Batching,
+    seed: int,
 ) -> Samples:
-    """Texts of both sides, by the config's seed; each text is either fitted to or held out.
+    """Texts of both sides, by the seed; each text is either fitted to or held out.
 
     Raises: CorpusError if a corpus has one text only, EmptyBatchError.
     """
     for name, texts in ((f"forget corpus {name!r}", texts) for name, texts in forget.items()):
         _require_two(name, texts)
     _require_two("retain corpus", retain)
-    rng = random.Random(config.seed)
+    rng = random.Random(seed)
     each = max(2, TEXTS // len(forget))
     some = {name: rng.sample(texts, min(each, len(texts))) for name, texts in forget.items()}
     others = rng.sample(retain, min(TEXTS, len(retain)))
-    reading = replace(
-        config, max_length=(min(LENGTH, *config.max_length),), count="no-bos", chunk=False, as_published=False
-    )
+    reading = replace(batching, max_length=(min(LENGTH, *batching.max_length),), count="no-bos", chunk=False)
 
     def half(first: int) -> tuple[tuple[Batch, ...], tuple[Batch, ...]]:
         part = {name: texts[first::2] for name, texts in some.items()}
-        topics, retained = inputs_module.one_pass(reading, part, others[first::2], None, tokenizer)
+        corpora = TextCorpora(forget=part, retain=others[first::2], tokenizer=tokenizer)
+        topics, retained = corpora.topics(reading, torch.Generator().manual_seed(seed))
         # In turn: of the first batches alone some is read, and that should not be one topic.
         turns = itertools.zip_longest(*(topic.batches for topic in topics))
         return tuple(batch for turn in turns for batch in turn if batch is not None), retained
@@ -110,7 +113,12 @@ def draw(
 
 
 def read_layers(
-    model: PreTrainedModel, samples: Samples, config: RunConfig, progress: Progress
+    model: PreTrainedModel,
+    samples: Samples,
+    progress: Progress,
+    *,
+    train_modules: Sequence[str] = (),
+    seed: int = 0,
 ) -> tuple[tuple[LayerReading, ...], int]:
     """The readings of every layer, and how many tokens the model read for them.
 
@@ -120,7 +128,7 @@ def read_layers(
     progress.phase("read layers", 4 + depth)
     parts: list[_Part] = []
     for batches in samples:
-        parts.append(_read(model, batches, config))
+        parts.append(_read(model, batches, train_modules, seed))
         progress.advance("norms and inputs")
     norms = [torch.cat([parts[0].norms[k], parts[2].norms[k]]) for k in range(depth + 1)]
     medians = [float(found.median()) for found in norms]
@@ -132,7 +140,7 @@ def read_layers(
     clean = [_predict(model, batch) for batch in again]
     rows = []
     for k in range(depth):
-        reach, passed_on = _reach(model, again, clean, k, config.seed)
+        reach, passed_on = _reach(model, again, clean, k, seed)
         separability, leaks = _separability([part.inputs[k] for part in parts])
         ratio = medians[k + 1] / float(parts[3].norms[k + 1].median())
         rows.append(
@@ -197,11 +205,11 @@ class _Part:
     """Of each layer's MLP output matrix, at `TOKENS` counted tokens."""
 
 
-def _read(model: PreTrainedModel, batches: Sequence[Batch], config: RunConfig) -> _Part:
+def _read(model: PreTrainedModel, batches: Sequence[Batch], train_modules: Sequence[str], seed: int) -> _Part:
     layers = find_layers(model)
-    owners = [_owner(model, layer, config.train_modules) for layer in range(len(layers))]
+    owners = [_owner(model, layer, train_modules) for layer in range(len(layers))]
     counted = sum(int(batch.mask.sum()) for batch in batches)
-    order = torch.randperm(counted, generator=torch.Generator().manual_seed(config.seed))
+    order = torch.randperm(counted, generator=torch.Generator().manual_seed(seed))
     taken = torch.zeros(counted, dtype=torch.bool)
     taken[order[:TOKENS]] = True
     norms: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
@@ -310,10 +318,10 @@ def _leaving(keep: Callable[[int, Tensor], None], place: int) -> Callable[..., N
     return note
 
 
-def _owner(model: PreTrainedModel, layer: int, modules: tuple[str, ...]) -> nn.Module | None:
+def _owner(model: PreTrainedModel, layer: int, modules: Sequence[str]) -> nn.Module | None:
     """The module of the first plain matrix that training would change in a layer; None where experts share one."""
     parameters = dict(model.named_parameters())
-    names = [name for name in trainable_names(model, layer, modules) if parameters[name].ndim == 2]
+    names = [name for name in trainable_names(model, layer, tuple(modules)) if parameters[name].ndim == 2]
     return model.get_submodule(names[0].rpartition(".")[0]) if names else None
 
 

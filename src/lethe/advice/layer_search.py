@@ -24,11 +24,11 @@ from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import batches, measuring
 from lethe.model import hooks
 from lethe.model.layers import d_model, device_of, find_layers
-from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
 from lethe.runs.config import RunConfig
+from lethe.runs.workspace import Workspace
 from lethe.system.atomic_files import write_text
-from lethe.system.machine import find_device, threads
+from lethe.system.machine import threads
 from lethe.system.progress import Progress
 from lethe.types import Question
 
@@ -130,15 +130,11 @@ def search_run(config: RunConfig, *, coefficient: float, top: int, progress: Pro
 
     Raises: CorpusError, ModelError; UsageError if the model hardly refuses the reference prompts.
     """
-    source = inputs.model_source(config.model)
-    device = find_device(config.device)
-    tokenizer = load_tokenizer(source, config.revision)
-    asked = inputs.read_prompts(config, tokenizer)
-    dtype = inputs.find_dtype(config.dtype, source, config.revision, device)
-    with threads(config.threads):
-        model = load_model(source, dtype=dtype, device=str(device), revision=config.revision)
-        subject = LoadedModel(model=model, tokenizer=tokenizer)
-        wanted = eval_sets.wanted(config)
+    workspace = Workspace(config.base)
+    asked = inputs.read_prompts(config.data, config.base.model, workspace.tokenizer)
+    with threads(config.base.threads):
+        subject = LoadedModel(model=workspace.model(), tokenizer=workspace.tokenizer)
+        wanted = eval_sets.wanted(config.base.model, config.evaluation.refusals)
         check_refusals(subject, asked.reference, wanted)
         return search(
             subject,
@@ -146,7 +142,7 @@ def search_run(config: RunConfig, *, coefficient: float, top: int, progress: Pro
             coefficient=coefficient,
             top=top,
             wanted=wanted,
-            encoder=config.encoder,
+            encoder=config.evaluation.encoder,
             progress=progress,
         )
 

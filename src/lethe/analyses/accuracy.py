@@ -28,7 +28,7 @@ class Accuracy:
     def __call__(self, bench: Bench) -> Finding:
         """Raises: UsageError without a corpus or without multiple-choice questions."""
         sets = {name: bench.asked(name, self.questions) for name in ("forget", "retain")}
-        steps = bench.config.steps
+        steps = bench.solver.steps
         at = sorted({max(1, round(steps * part / self.snapshots)) for part in range(1, self.snapshots + 1)})
         base = {name: bench.hits({}, data) for name, data in sets.items()}
         guess = chance([question for question in sets["forget"].questions if question.choices])

@@ -84,7 +84,7 @@ def _cosines(
         layers = bench.layers(bench.config.layer, bench.config.layer + 1)
         for topic, batches in parts.items():
             if topic not in edit.directions:
-                raise UsageError(f"topic {topic} was never trained on in {bench.config.steps} steps.\nRaise --steps.")
+                raise UsageError(f"topic {topic} was never trained on in {bench.solver.steps} steps.\nRaise --steps.")
             for batch in batches:
                 h = layers.record(batch).frozen.h.float().cpu()
                 mask = batch.mask.cpu()

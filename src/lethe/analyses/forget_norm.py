@@ -38,12 +38,12 @@ class ForgetNorm:
                 {
                     "layer": layer,
                     "step": [row.step for row in edit.history],
-                    "norm": [row.forget_norm.mean for row in edit.history],
+                    "norm": [row.measures["forget_norm_mean"] for row in edit.history],
                     "before": _norms(bench, bench.base, layer),
                     "after": _norms(bench, edit, layer),
                 }
             )
-        data = {"c": c, "rows": rows, "counted_in_training": bench.config.count}
+        data = {"c": c, "rows": rows, "counted_in_training": bench.config.batching.count}
         with drawing() as (figure, (axes,)):
             figure.set_size_inches(6.4, 3.8)
             for row, colour in zip(rows, shades(len(rows)), strict=True):

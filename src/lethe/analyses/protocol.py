@@ -86,7 +86,7 @@ def analyze_all(bench: Bench, known: Mapping[str, Analysis], out: Path) -> tuple
         out.mkdir(parents=True, exist_ok=True)
     page.write_page(
         out / "analyses.html",
-        title=f"Analyses of {bench.config.model}",
+        title=f"Analyses of {bench.config.base.model}",
         facts=_facts(bench),
         drawings=[(f.name, f.title, f.reading, f.figure) for f in findings.values()],
         missing=missing,
@@ -96,7 +96,7 @@ def analyze_all(bench: Bench, known: Mapping[str, Analysis], out: Path) -> tuple
 
 def _facts(bench: Bench) -> str:
     config = bench.config
-    parts = [f"layer {config.layer} of {bench.depth}", f"{config.steps} steps", f"seed {config.seed}"]
+    parts = [f"layer {config.layer} of {bench.depth}", f"{bench.solver.steps} steps", f"seed {config.seed}"]
     return " · ".join([*parts, f"lethe {__version__}", str(bench.device)])
 
 

@@ -9,15 +9,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lethe.data.batches import Schedule
 from lethe.data.questions import subset
+from lethe.data.text_corpora import TextCorpora
 from lethe.data.tokens import has_bos
 from lethe.errors import RunFolderError, UnknownNameError, UsageError
 from lethe.evaluation import eval_sets
@@ -25,27 +25,29 @@ from lethe.inference.choices import choice_hits
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import TOKENS_PER_BATCH, batches, text_batch
 from lethe.inference.spans import encode_texts
-from lethe.methods.protocol import SteeringMethod
+from lethe.methods.protocol import Method
 from lethe.methods.rmu import RMU
 from lethe.model import hooks
-from lethe.model.layers import find_layers, trainable_names
-from lethe.model.loading import load_model, load_tokenizer
+from lethe.model.layers import find_layers
 from lethe.model.patch import Patch
 from lethe.model.recordings import Recordings, Store
 from lethe.model.slice import LayerSlice, Recording
 from lethe.model.swap import copies, restore, swapped
-from lethe.runs import config_file as configs
-from lethe.runs import inputs, sets_of_run
-from lethe.runs.config import RunConfig
+from lethe.runs import sets_of_run
+from lethe.runs.config import GRADIENT, RunConfig
+from lethe.runs.config_file import method_name, read_config, read_run_config
+from lethe.runs.defaults import defaults
 from lethe.runs.run_folder import RunFolder
+from lethe.runs.solve import solve
+from lethe.runs.workspace import Workspace
 from lethe.solvers.gradient import Gradient
+from lethe.solvers.protocol import Log
 from lethe.solvers.training_state import Checkpoint
-from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
 from lethe.system import machine
 from lethe.system.progress import Progress
 from lethe.types import Batch, EvalSet, HistoryRow, Question
 
-Kind = TypeVar("Kind", bound=SteeringMethod)
+Kind = TypeVar("Kind", bound=Method)
 
 
 TEXTS = 64
@@ -78,31 +80,28 @@ class Bench:
     """A base model with its corpora and questions, and the edited model of a run if there is one."""
 
     def __init__(
-        self, config: RunConfig, *, run: Path | None = None, method: SteeringMethod | None = None,
-        changes: Mapping[str, Any] | None = None, progress: Progress | None = None,
+        self, config: RunConfig, *, run: Path | None = None, method: Method | None = None,
+        progress: Progress | None = None,
     ):  # fmt: skip
-        """Load the base whole; of a `run` folder also its edit, its method, and its questions with some `changes`.
+        """Load the base whole; of a `run` folder also its edit and its method.
 
         Raises: ModelError, CorpusError, QuestionError, RunFolderError, PatchError.
         """
         self.config = config
         self.progress = progress or Progress()
         self.method_of_run = method
-        self.device = machine.find_device(config.device)
-        source = inputs.model_source(config.model)
-        dtype = inputs.find_dtype(config.dtype, source, config.revision, self.device)
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(source, config.revision)
-        if method is not None and method.reads == "prompts":
-            self.forget, self.retain = inputs.read_prompts(config, self.tokenizer).texts()
-        else:
-            self.forget, self.retain = inputs.read_corpora(config, required=False)
+        self.workspace = Workspace(config.base, share=True)
+        self.device, self.tokenizer = self.workspace.device, self.workspace.tokenizer
+        reads = method.reads if method is not None else "texts"
+        read = self.workspace.corpora(config.data, reads, required=False)
+        self.forget, self.retain = read.texts()
         found = (
-            eval_sets.sets(config, self.forget, self.retain)
+            eval_sets.sets(config.base.model, config.data, config.evaluation, read)
             if run is None
-            else sets_of_run.of_folder(run, changes or {}, self.tokenizer)
+            else sets_of_run.of_run(config, read, self.tokenizer)
         )
         self.sets: dict[str, EvalSet] = {data.name: data for data in found}
-        self.model: PreTrainedModel = load_model(source, dtype=dtype, device=str(self.device), revision=config.revision)
+        self.model: PreTrainedModel = self.workspace.model()
         self.base = Variant(label="base")
         self.run: Variant | None = None
         """The edit of the run, if this is the bench of one."""
@@ -111,11 +110,15 @@ class Bench:
             weights = copies(self.model, originals)
             restore(self.model, originals)
             self.run = Variant(label="this run", coefficient=math.nan, weights=weights)
-        self._trained: dict[tuple[SteeringMethod, RunConfig], Variant] = {}
+        # A run may have been solved in closed form; what analyses train goes step by step.
+        start = defaults(RMU, config.base.model, solver=GRADIENT)[1].solver
+        self.solver = config.solver if isinstance(config.solver, Gradient) else cast(Gradient, start)
+        self._corpora = TextCorpora(forget=self.forget, retain=self.retain, tokenizer=self.tokenizer)
+        self._trained: dict[tuple[Method, RunConfig], Variant] = {}
         self._norms: list[float] = []
         self._room = machine.free_bytes(self.device) // 4
-        self._recordings = Recordings(store=Store(self._room))
-        self._slice: tuple[RunConfig, LayerSlice, Schedule] | None = None
+        self._recorded: RunConfig | None = None
+        self.workspace.recordings = Recordings(store=Store(self._room))
 
     @property
     def depth(self) -> int:
@@ -128,7 +131,7 @@ class Bench:
         Raises: UsageError without a forget corpus.
         """
         if not self.forget:
-            raise UsageError(f"there is no forget text for {self.config.model}.\nPass --forget FILE.")
+            raise UsageError(f"there is no forget text for {self.config.base.model}.\nPass --forget FILE.")
         subject = LoadedModel(model=self.model, tokenizer=self.tokenizer)
         return {topic: _batches(subject, texts[:TEXTS]) for topic, texts in self.forget.items()}
 
@@ -139,7 +142,9 @@ class Bench:
         """
         asked = self.sets[name].questions if name in self.sets else ()
         if not asked:
-            raise UsageError(f"there are no {name} questions for {self.config.model}.\nPass --{name}-questions FILE.")
+            raise UsageError(
+                f"there are no {name} questions for {self.config.base.model}.\nPass --{name}-questions FILE."
+            )
         return subset(asked, count, 0)
 
     def asked(self, name: str, count: int) -> EvalSet:
@@ -165,10 +170,9 @@ class Bench:
 
     def method(self, kind: type[Kind], settings: Mapping[str, Any]) -> Kind:
         """A method with the built-in model's own settings, or the alpha of the run, and these on top."""
-        own: dict[str, Any] = dict(kind.on_builtin) if self.config.model == BUILTIN else {}
-        if self.method_of_run is not None:
-            own["alpha"] = self.method_of_run.alpha
-        return kind(**(own | dict(settings)))
+        start, _ = defaults(kind, self.config.base.model, solver=GRADIENT)
+        own = {"alpha": self.method_of_run.alpha} if self.method_of_run is not None else {}
+        return dataclasses.replace(cast(Kind, start), **(own | dict(settings)))
 
     def rmu(self, coefficient: float) -> RMU:
         """RMU with c of this length."""
@@ -209,7 +213,7 @@ class Bench:
         return LayerSlice(self.model, start, stop or self.depth, ())
 
     def train(
-        self, method: SteeringMethod, *, layer: int | None = None, seed: int | None = None, at: Sequence[int] = ()
+        self, method: Method, *, layer: int | None = None, seed: int | None = None, at: Sequence[int] = ()
     ) -> Variant:
         """The edit that a run with these changes would make; `at` names steps whose weights are wanted as well.
 
@@ -222,15 +226,14 @@ class Bench:
             missing = " and ".join(
                 flag for flag, texts in (("--forget", self.forget), ("--retain", self.retain)) if not texts
             )
-            raise UsageError(f"training an edit of {self.config.model} needs two corpora.\nPass {missing} FILE.")
-        config = dataclasses.replace(
-            self.config,
+            raise UsageError(f"training an edit of {self.config.base.model} needs two corpora.\nPass {missing} FILE.")
+        config = self.config.changed(
             layer=self.config.layer if layer is None else layer,
             train_layers=self.config.train_layers if layer is None else (),
             seed=self.config.seed if seed is None else seed,
-            solver="gradient",
             on=None,
             withdraw=None,
+            solver=self.solver,
         )
         known = self._trained.get((method, config))
         if known is not None and set(at) <= set(known.snapshots):
@@ -247,58 +250,45 @@ class Bench:
         with swapped(self.model, weights) as originals:
             yield LoadedModel(model=self.model, tokenizer=self.tokenizer, originals=originals)
 
-    def _train(self, method: SteeringMethod, config: RunConfig, at: Sequence[int]) -> Variant:
-        if self._slice is None or self._slice[0] != config:
-            self._recordings.clear()  # room for the next ones
-            inputs.check_layer(config)
-            plan = inputs.training_schedule(config, self.forget, self.retain, self.tokenizer)
-            names = [trainable_names(self.model, k, config.train_modules) for k in config.trained_layers]
-            layers = self._recordings.cut(self.model, config.trained_layers[0], config.layer + 1, sum(names, ()))
-            layers.check(plan.at(0)[1])
-            self._slice = (config, layers, plan)
-        _, layers, plan = self._slice
-        history: list[HistoryRow] = []
-        snapshots: dict[int, dict[str, Tensor]] = {}
-        directions: dict[str, Tensor] = {}
-
-        def on_row(row: HistoryRow) -> None:
-            history.append(row)
-            self.progress.advance(f"layer {config.layer}, seed {config.seed}")
-
-        def on_checkpoint(checkpoint: Checkpoint) -> None:
-            if checkpoint.step in at:
-                snapshots[checkpoint.step] = layers.delta()
-            directions.update({t: s["direction"].clone() for t, s in checkpoint.states.items() if "direction" in s})
-
-        self.progress.phase(f"train {configs.method_name(method)}", plan.steps)
-        solver = Gradient(lr=config.lr, accumulate=config.accumulate, fp32_masters=not config.as_published)
-        for parameter in layers.trained.values():
-            parameter.requires_grad_(True)
-        try:
-            solver.solve(
-                layers,
-                configs.as_run(method, config),
-                plan,
-                torch.Generator().manual_seed(config.seed),
-                on_row=on_row,
-                on_checkpoint=on_checkpoint,
-                checkpoint_every=math.gcd(10, *at),
-            )
-            weights = layers.delta()
-        finally:
-            restore(self.model, layers.originals)
-            for parameter in layers.trained.values():
-                parameter.requires_grad_(False)
-                parameter.grad = None
+    def _train(self, method: Method, config: RunConfig, at: Sequence[int]) -> Variant:
+        if self._recorded != config and self.workspace.recordings is not None:
+            self.workspace.recordings.clear()  # room for the next ones
+            self._recorded = config
+        log = _Snapshots(at, self.workspace.dtype)
+        edit = solve(method, config, self.workspace, self._corpora, log=log, progress=self.progress)
+        self.model.requires_grad_(False)
         coefficient = method.steering_coeff if isinstance(method, RMU) else math.nan
         return Variant(
-            label=f"c = {coefficient:g}" if isinstance(method, RMU) else configs.method_name(method),
+            label=f"c = {coefficient:g}" if isinstance(method, RMU) else method_name(method),
             coefficient=coefficient,
-            weights=weights,
-            history=tuple(history),
-            directions=directions,
-            snapshots=snapshots,
+            weights=edit.values,
+            history=edit.history,
+            directions=log.directions,
+            snapshots=log.snapshots,
         )
+
+
+class _Snapshots(Log):
+    """Keeps the weights after some steps, and the directions that the method found."""
+
+    def __init__(self, at: Sequence[int], dtype: torch.dtype):
+        super().__init__()
+        self.every = math.gcd(10, *at)
+        self.at, self.dtype = at, dtype
+        self.snapshots: dict[int, dict[str, Tensor]] = {}
+        self.directions: dict[str, Tensor] = {}
+
+    def checkpoint(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.step in self.at:
+            self.snapshots[checkpoint.step] = {
+                name.removesuffix("/master"): value.to(self.dtype).clone()
+                for name, value in checkpoint.tensors.items()
+                if name.endswith("/master")
+            }
+        found = {
+            topic: state["direction"].clone() for topic, state in checkpoint.states.items() if "direction" in state
+        }
+        self.directions |= found
 
 
 def open_bench(target: str, given: Mapping[str, Any], progress: Progress | None = None) -> Bench:
@@ -310,15 +300,14 @@ def open_bench(target: str, given: Mapping[str, Any], progress: Progress | None 
     if not run.config.exists():
         if run.path.is_dir() and not (run.path / "config.json").exists():
             raise RunFolderError(f"{target} is neither a run folder nor a model folder.\nName one of the two.")
-        settings = {**(ON_BUILTIN if target == BUILTIN else {}), **given}
-        return Bench(RunConfig(model=target, **settings), progress=progress)
+        return Bench(defaults(RMU, target, solver=GRADIENT)[1].changed(**given), progress=progress)
     run.require_patch()
     try:
-        method, _ = configs.read_config(run.config)
+        method, _ = read_config(run.config)
     except UnknownNameError:
         method = None  # anybody's own method: its edit can be measured all the same
-    config = dataclasses.replace(configs.read_run_config(run.config), **given)
-    return Bench(config, run=run.path, method=method, changes=given, progress=progress)
+    config = read_run_config(run.config).changed(**given)
+    return Bench(config, run=run.path, method=method, progress=progress)
 
 
 def walk(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +13,12 @@ from rich.console import Console
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from lethe.cli import progress_bars, tables
+from lethe.data.settings import BUILTIN
 from lethe.errors import RunFolderError, UnknownNameError, UsageError
-from lethe.methods.protocol import SteeringMethod
+from lethe.methods.protocol import Method, SteeringMethod
 from lethe.runs import config_file
 from lethe.runs.config import RunConfig
-from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
+from lethe.runs.defaults import defaults
 from lethe.system import plugins
 
 # Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
@@ -43,7 +44,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0, as_json: Json = False) ->
         out: Run folder.
         seed: Seed of directions and of the order of rows.
     """
-    method, run = defaults("adaptive-rmu", BUILTIN)
+    method, run = defaults(config_file.method_class("adaptive-rmu"), BUILTIN)
     _unlearn(
         method,
         dataclasses.replace(run, out=out, seed=seed),
@@ -62,27 +63,26 @@ def unlearn(argv: list[str]) -> None:
         examples("unlearn")
         return
     require_method("unlearn", argv)
-    if argv[0].endswith((".yaml", ".yml")):
-        method, run = config_file.read_config(Path(argv[0]))
-    else:
-        method, run = defaults(argv[0], model_in(argv))
+    method, run = _start(argv)
     rest, is_auto = _without_auto(argv[1:])
-    chosen = _parse_unlearn(method, run, rest)
+    chosen, given, wanted = _parse_unlearn(method, run, rest)
     if is_auto:
         # What the user gave stands; the advice fills in the rest.
-        chosen = _parse_unlearn(*_advised(chosen.method, method, chosen.run, run), rest)
-    if chosen.run.layers_from is not None:
-        chosen = dataclasses.replace(chosen, run=_searched(chosen.run))
+        chosen, given, wanted = _parse_unlearn(*_advised(given, method, wanted, run), rest)
+    method, run = given, wanted
+    provenance: dict[str, Any] = {}
+    if chosen.layers_from is not None:
+        run, provenance = _searched(run, chosen.layers_from)
     if chosen.dry_run:
         from lethe.runs.estimate import plan
 
-        found = plan(chosen.run, reads=chosen.method.reads)
+        found = plan(run, reads=method.reads)
         if chosen.as_json:
-            print_json({**config_file.plain(chosen.method, chosen.run), "plan": dataclasses.asdict(found)})
+            print_json({**config_file.plain(method, run), "plan": dataclasses.asdict(found)})
         else:
-            RESULT.print(tables.plan(config_file.plain(chosen.method, chosen.run), found))
+            RESULT.print(tables.plan(method, run, found))
         return
-    _unlearn(chosen.method, chosen.run, shlex.join(["lethe", "unlearn", *argv]), chosen.as_json)
+    _unlearn(method, run, shlex.join(["lethe", "unlearn", *argv]), chosen.as_json, provenance)
 
 
 def withdraw(run: Positional[Path], request: Positional[str], out: Path, as_json: Json = False) -> None:
@@ -97,7 +97,7 @@ def withdraw(run: Positional[Path], request: Positional[str], out: Path, as_json
 
     RunFolder(run).require_patch()
     method, config = config_file.read_config(run / "config.yaml")
-    changed = dataclasses.replace(config, on=run, withdraw=request, out=out)
+    changed = config.changed(on=run, withdraw=request, out=out)
     _unlearn(method, changed, shlex.join(["lethe", "withdraw", str(run), request, "--out", str(out)]), as_json)
 
 
@@ -116,12 +116,12 @@ def check(
         train_modules: Matrices to train; by default the MLP output matrices.
         device: cpu, cuda, mps or auto.
     """
-    from lethe.runs.inputs import check_slice
-    from lethe.system.machine import explaining_memory, find_device
+    from lethe.runs.check import check as check_model
+    from lethe.system.machine import explaining_memory
 
-    settings = RunConfig(model=model, layer=layer, train_modules=train_modules, device=device)
+    settings = RunConfig.of(model=model, layer=layer, train_modules=train_modules, device=device)
     with explaining_memory(f"with layers 0..{layer}.\nLower --layer."):
-        found = check_slice(settings, find_device(device))
+        found = check_model(settings)
     if as_json:
         print_json(found)
     else:
@@ -182,30 +182,35 @@ def require_method(command: str, argv: list[str]) -> None:
         )
 
 
-def defaults(method: str, model: str) -> tuple[SteeringMethod, RunConfig]:
-    """A method and a run with the settings that the command line starts from for this model."""
-    kind = config_file.method_class(method)
-    if model != BUILTIN:
-        return kind(), RunConfig(model=model, **kind.settings)
-    own = {field.name for field in dataclasses.fields(kind)}
-    fields = {name: value for name, value in kind.on_builtin.items() if name in own}
-    rest = {name: value for name, value in kind.on_builtin.items() if name not in own}
-    return kind(**fields), RunConfig(model=model, **{**ON_BUILTIN, **kind.settings, **rest})
+def _start(argv: list[str]) -> tuple[Method, RunConfig]:
+    """The method and run that the flags change: defaults depend on the model and on the solver."""
+    if argv[0].endswith((".yaml", ".yml")):
+        return config_file.read_config(Path(argv[0]))
+    from lethe.cli.run_flags import value_of
+
+    kind = config_file.method_class(argv[0])
+    return defaults(kind, value_of("--model", argv) or BUILTIN, solver=value_of("--solver", argv))
 
 
-def _parse_unlearn(method: SteeringMethod, run: RunConfig, argv: list[str]) -> Any:
-    flags = dataclasses.make_dataclass(
-        "Unlearn",
-        [
-            ("method", type(method), method),
-            ("run", RunConfig, run),
-            ("dry_run", Annotated[bool, arg(help="Print the settings and the plan, and do nothing.")], False),
-            ("as_json", Json, False),
-        ],
-        frozen=True,
+def _parse_unlearn(method: Method, run: RunConfig, argv: list[str]) -> tuple[Any, Method, RunConfig]:
+    from lethe.cli.run_flags import parse_run
+
+    return parse_run(
+        "unlearn",
+        method,
+        run,
+        argv,
+        (
+            "layers_from",
+            Annotated[
+                Path | None,
+                arg(help="Result of `lethe layers`: its chosen layers take the place of --layer and --train-layers."),
+            ],
+            None,
+        ),
+        ("dry_run", Annotated[bool, arg(help="Print the settings and the plan, and do nothing.")], False),
+        ("as_json", Json, False),
     )
-    about = f"{type(method).__doc__}\n\nSource: {method.source}"
-    return parse(flags, argv, f"unlearn {config_file.method_name(method)}", about)
 
 
 def _without_auto(argv: list[str]) -> tuple[list[str], bool]:
@@ -218,9 +223,7 @@ def _without_auto(argv: list[str]) -> tuple[list[str], bool]:
     return argv, False
 
 
-def _advised(
-    given: SteeringMethod, method: SteeringMethod, run: RunConfig, start: RunConfig
-) -> tuple[SteeringMethod, RunConfig]:
+def _advised(given: Method, method: Method, run: RunConfig, start: RunConfig) -> tuple[Method, RunConfig]:
     """Method and run as they start, with the layer, coefficient and alpha that are advised for the given run."""
     from lethe.advice.advise import advise
     from lethe.system.machine import explaining_memory
@@ -229,32 +232,29 @@ def _advised(
         raise UsageError(
             f"--layer auto reads texts, and {config_file.method_name(given)} reads prompts.\nSee `lethe layers`."
         )
-    with progress_bars.Bars(NOTES) as progress, explaining_memory(f"with {run.model} loaded whole.\nPass --layer N."):
+    with (
+        progress_bars.Bars(NOTES) as progress,
+        explaining_memory(f"with {run.base.model} loaded whole.\nPass --layer N."),
+    ):
         advice = advise(run, progress)
     NOTES.print(advice.reason)
+    assert isinstance(given, SteeringMethod)
     found = {"alpha": advice.chosen.alpha, given.coefficient: getattr(advice.chosen, given.coefficient)}
     return dataclasses.replace(method, **found), dataclasses.replace(start, layer=advice.chosen.layer, train_layers=())
 
 
-def _searched(run: RunConfig) -> RunConfig:
-    """The run on the layers that a search chose."""
+def _searched(run: RunConfig, found: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The run on the layers that a search chose, and the search for the report."""
     from lethe.advice.layer_search import LayerSearch
 
-    chosen = LayerSearch.load(run.layers_from).chosen if run.layers_from else ()
-    return dataclasses.replace(run, layer=max(chosen), train_layers=tuple(sorted(chosen)))
+    search = LayerSearch.load(found)
+    changed = run.changed(layer=max(search.chosen), train_layers=tuple(sorted(search.chosen)))
+    return changed, {"layer_search": dataclasses.asdict(search)}
 
 
-def model_in(argv: list[str]) -> str:
-    """The value of --model, needed before parsing: the defaults depend on it."""
-    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        if flag == "--model":
-            return value
-        if flag.startswith("--model="):
-            return flag.removeprefix("--model=")
-    return BUILTIN
-
-
-def _unlearn(method: SteeringMethod, run: RunConfig, command: str, as_json: bool) -> None:
+def _unlearn(
+    method: Method, run: RunConfig, command: str, as_json: bool, provenance: Mapping[str, Any] | None = None
+) -> None:
     from lethe.runs.run_folder import RunFolder
     from lethe.runs.unlearn import unlearn
 
@@ -262,7 +262,7 @@ def _unlearn(method: SteeringMethod, run: RunConfig, command: str, as_json: bool
     complete = folder.holds(config_file.plain(method, run)) and folder.is_complete
     if not complete:
         with progress_bars.Bars(NOTES) as progress:
-            unlearn(method, run, command=command, progress=progress)
+            unlearn(method, run, command=command, progress=progress, provenance=provenance)
     try:
         found = json.loads(folder.report.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -12,9 +12,8 @@ from lethe.cli import progress_bars, tables
 from lethe.cli.console import NOTES, RESULT, Json, examples, parse, print_json
 from lethe.data import data_folder
 from lethe.data.data_folder import OwnData
+from lethe.data.settings import BUILTIN
 from lethe.errors import InvalidValueError, UnknownNameError, UsageError
-from lethe.runs.config import RunConfig
-from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
 from lethe.system import plugins as configs
 from lethe.system.atomic_files import require_place
 
@@ -107,9 +106,11 @@ def rank(
         out: Where all rows are written, .json or .csv.
     """
     from lethe.advice import rank_rows
-    from lethe.model.loading import load_tokenizer
-    from lethe.runs import inputs
-    from lethe.system.machine import explaining_memory, find_device, threads
+    from lethe.methods.rmu import RMU
+    from lethe.runs.config import GRADIENT
+    from lethe.runs.defaults import defaults
+    from lethe.runs.workspace import Workspace
+    from lethe.system.machine import explaining_memory, threads
 
     require_place(out, [Path(name).expanduser() for name in (*forget, retain) if name is not None])
     if top < 1:
@@ -120,21 +121,20 @@ def rank(
     given: dict[str, Any] = {
         "layer": layer, "max_length": None if max_length is None else (max_length,), "device": device, "dtype": dtype,
     }  # fmt: skip
-    own = ON_BUILTIN if model == BUILTIN else {}
-    config = RunConfig(model=model, **{**own, **{key: value for key, value in given.items() if value is not None}})
+    _, start = defaults(RMU, model, solver=GRADIENT)
+    config = start.changed(**{key: value for key, value in given.items() if value is not None})
     sides = [{source: data_folder.read_rows(source, text_field) for source in side} for side in (corpora, (kept,))]
-    source, place = inputs.model_source(model), find_device(device)
+    workspace = Workspace(config.base)
     with (
         progress_bars.Bars(NOTES) as progress,
         explaining_memory(f"with layers 0..{config.layer}.\nLower --layer or --max-length."),
-        threads(config.threads),
+        threads(config.base.threads),
     ):
-        layers = inputs.load_slice(config, place, inputs.find_dtype(dtype, source, None, place))
         found = rank_rows.rank(
-            layers,
-            load_tokenizer(source),
+            workspace.slice(config),
+            workspace.tokenizer,
             *sides,
-            max_length=config.max_length[0],
+            max_length=config.batching.max_length[0],
             seed=seed,
             progress=progress,
         )

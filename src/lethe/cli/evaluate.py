@@ -158,23 +158,23 @@ def evaluate(
         asked = subject.sets() if wants_sets else ()
         if exam is not None:
             style = measuring.Style(shots=tests.shots or 0, scoring=sets.scoring or "letter", chat=tests.chat)
-            marks = measuring.sit_exam(subject, exam, style, cache, progress)
+            marks = measuring.sit_exam(subject.model, exam, style, cache, progress)
             about["exam"] = measuring.letters(marks)
             other = None
             if tests.shuffle is not None:
                 other = measuring.sit_exam(
-                    subject, measuring.shuffled_exam(exam, tests.shuffle), style, cache, progress
+                    subject.model, measuring.shuffled_exam(exam, tests.shuffle), style, cache, progress
                 )
                 about["exam_shuffled"] = measuring.letters(other)
             found |= measuring.exam_scores(marks, other)
             texts += measuring.exam_texts(marks) if kept.keep_text else []
         missing = measuring.not_measured(asked, retain_only=sets.retain_only is not None)
         if asked:
-            found |= measuring.measure_sets(subject, asked, cache, progress)
-            texts += measuring.set_texts(subject.subject, asked) if kept.keep_text else []
+            found |= measuring.measure_sets(subject.model, asked, cache, progress)
+            texts += measuring.set_texts(subject.model.loaded, asked) if kept.keep_text else []
         if tests.harness:
             found |= measuring.run_tasks(
-                subject,
+                subject.model,
                 _tasks(tests),
                 cache,
                 progress,
@@ -205,8 +205,8 @@ def evaluate(
             "measured_on": found.measured_on,
             "settings": json.loads(json.dumps({**named, **_given(tests)}, default=str)),
             # Without a cache no file is hashed.
-            "weights": {name: value or None for name, value in subject.identity(cache).items()},
-            "environment": describe(subject.device),
+            "weights": {name: value or None for name, value in subject.model.identity(cache).items()},
+            "environment": describe(subject.model.device),
         }
         write_text(kept.out, json.dumps(written, indent=1) + "\n")
     if kept.keep_text is not None:

@@ -38,7 +38,7 @@ def export(run: Positional[Path], to: Path) -> None:
     folder = RunFolder(run)
     folder.require_patch()
     settings = configs.read_run_config(folder.config)
-    RESULT.print(str(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to)))
+    RESULT.print(str(Patch.load(folder.patch).export(_source(settings.base.model, settings.base.revision), to)))
 
 
 def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: str | None = None) -> None:

@@ -8,8 +8,7 @@ from tyro.conf import Positional
 
 from lethe.cli import progress_bars, tables
 from lethe.cli.console import NOTES, RESULT, Json, print_json
-from lethe.runs.config import RunConfig
-from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
+from lethe.data.settings import BUILTIN
 
 
 def layers(
@@ -42,11 +41,13 @@ def layers(
         out: Where the scores are written.
     """
     from lethe.advice.layer_search import search_run
+    from lethe.methods.lunar import LUNAR
+    from lethe.runs.defaults import defaults
     from lethe.system import machine
 
-    config = RunConfig(
-        model=model, forget=forget, retain=retain, reference=reference, refusals=refusals, encoder=encoder,
-        device=device, dtype=dtype, threads=ON_BUILTIN["threads"] if model == BUILTIN else None,
+    config = defaults(LUNAR, model)[1].changed(
+        forget=forget, retain=retain, reference=reference, refusals=refusals, encoder=encoder, device=device,
+        dtype=dtype,
     )  # fmt: skip
     with progress_bars.Bars(NOTES) as progress, machine.explaining_memory(f"with {model} loaded whole."):
         found = search_run(config, coefficient=steering_coeff, top=top, progress=progress)
@@ -82,11 +83,14 @@ def advise(
         out: Where the readings are written, as JSON.
     """
     from lethe.advice import advise as adviser
+    from lethe.methods.rmu import RMU
+    from lethe.runs.config import GRADIENT
+    from lethe.runs.defaults import defaults
     from lethe.system.machine import explaining_memory
 
     given = {"forget": forget, "retain": retain, "seed": seed, "device": device, "dtype": dtype}
-    own = {**(ON_BUILTIN if model == BUILTIN else {}), **({"steps": steps} if steps else {})}
-    config = RunConfig(model=model, **{**own, **given})
+    own = {"steps": steps} if steps else {}
+    config = defaults(RMU, model, solver=GRADIENT)[1].changed(**own, **given)
     with progress_bars.Bars(NOTES) as progress, explaining_memory(f"with {model} loaded whole."):
         found = adviser.advise(config, progress)
     if out is not None:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Literal
 
 from lethe.cli import progress_bars, tables
-from lethe.cli.console import NOTES, RESULT, Json, defaults, examples, model_in, parse, print_json, require_method
+from lethe.cli.console import NOTES, RESULT, Json, examples, print_json, require_method
+from lethe.cli.run_flags import parse_run, value_of
+from lethe.data.settings import BUILTIN
 from lethe.runs import config_file as configs
-from lethe.runs.config import RunConfig
+from lethe.runs.defaults import defaults
 from lethe.sweeps import outcomes
 from lethe.sweeps.grid import parse as parse_grid
 from lethe.sweeps.outcomes import KEPT
@@ -62,27 +64,24 @@ def sweep(argv: list[str]) -> None:
         examples("sweep")
         return
     require_method("sweep", argv)
-    method, run = defaults(argv[0], model_in(argv))
-    flags = dataclasses.make_dataclass(
-        "Sweep",
-        [
-            ("sweep", _Settings, _Settings()),
-            ("method", type(method), method),
-            ("run", RunConfig, dataclasses.replace(run, out=Path("runs/sweep"))),
-            ("as_json", Json, False),
-        ],
-        frozen=True,
+    kind = configs.method_class(argv[0])
+    method, run = defaults(kind, value_of("--model", argv) or BUILTIN, solver=value_of("--solver", argv))
+    chosen, method, run = parse_run(
+        "sweep",
+        method,
+        run.changed(out=Path("runs/sweep")),
+        argv[1:],
+        ("sweep", _Settings, _Settings()),
+        ("as_json", Json, False),
     )
-    name = configs.method_name(method)
-    chosen = parse(flags, argv[1:], f"sweep {name}", f"{type(method).__doc__}\n\nSource: {method.source}")
     from lethe.sweeps.cells import describe
     from lethe.sweeps.page import table, write_page
     from lethe.sweeps.spec import Sweep
     from lethe.sweeps.sweep import sweep as run_sweep
 
     own = {field.name: getattr(chosen.sweep, field.name) for field in dataclasses.fields(_Settings)}
-    axes, floor = parse_grid(own.pop("grid"), chosen.method), own.pop("keep")
-    spec = Sweep(method=chosen.method, config=chosen.run, axes=axes, floor=floor, out=chosen.run.out, **own)
+    axes, floor = parse_grid(own.pop("grid"), method, run), own.pop("keep")
+    spec = Sweep(method=method, config=run, axes=axes, floor=floor, out=run.out, **own)
     with (
         progress_bars.Bars(NOTES) as progress,
         explaining_memory("with the whole model and its recordings.\nPass --cache disk, or a smaller --batch-size."),

@@ -14,8 +14,11 @@ from lethe import methods as methods_folder
 from lethe import metrics as metrics_folder
 from lethe.advice.advise import Advice
 from lethe.advice.layer_search import LayerSearch
+from lethe.methods.protocol import Method
 from lethe.model.diff import TensorDiff
 from lethe.report.words import FEATURED, metric_and_set, metric_names
+from lethe.runs import config_file
+from lethe.runs.config import RunConfig
 from lethe.runs.estimate import Plan
 from lethe.system.plugins import discover
 
@@ -129,17 +132,17 @@ def scores(found: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def plan(settings: Mapping[str, Any], found: Plan) -> Table:
+def plan(method: Method, run: RunConfig, found: Plan) -> Table:
     """The resolved settings and the plan of a run."""
     table = _table("plan (nothing was run)", "what", "value")
-    for key, value in {**settings["method"], **settings["run"]}.items():
+    for key, value in {"name": config_file.method_name(method), **vars(method), **config_file.flat(run)}.items():
         table.add_row(key, Text(_short(value)))
     table.add_section()
     table.add_row("layers loaded for training", f"{found.layers} of {found.of}")
     for name, shape in found.matrices.items():
         table.add_row("trained", Text(f"{name} {' x '.join(map(str, shape))}"))
     table.add_row("weights loaded for training", f"{found.weights_gb:.2g} GB")
-    closed = settings["run"]["solver"] != "gradient"
+    closed = run.solver.is_one_matrix
     table.add_row(
         "sums of the corpora" if closed else "copies, gradients, optimizer",
         f"{found.training_gb:.2g} GB, and activations",

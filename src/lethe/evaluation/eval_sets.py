@@ -3,23 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lethe.data import data_folder, keywords, prompts
-from lethe.data.corpora import read_texts
-from lethe.data.prompts import Prompts
+from lethe.data.batches import Corpora
+from lethe.data.corpora import in_turn, read_texts
 from lethe.data.questions import read_questions, subset
-from lethe.data.refusals import WANTED
+from lethe.data.settings import BUILTIN, DataSettings
 from lethe.errors import CorpusError
-from lethe.runs.config import RunConfig
+from lethe.evaluation.settings import EvalSettings
 from lethe.suites.world import exam, generator
-from lethe.suites.world.settings import BUILTIN
 from lethe.types import EvalSet, Question
-
-Found = TypeVar("Found")
-
 
 TEXTS = 64
 """Rows of each corpus that perplexity and drift are measured on."""
@@ -30,77 +26,84 @@ KEYWORDS = 10
 
 
 def sets(
-    config: RunConfig,
-    forget: Mapping[str, Sequence[str]],
-    retain: Sequence[str],
-    asked: Prompts | None = None,
+    model: str,
+    data: DataSettings,
+    evaluation: EvalSettings,
+    corpora: Corpora,
+    *,
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[EvalSet, ...]:
-    """The sets of a run: its question files and the first rows of its corpora, or the built-in model's exam.
+    """What a model is measured on: question files and the first rows of its corpora, or the built-in model's exam.
 
-    Where prompts with answers were read and no question file is named, these prompts are the questions.
+    Where prompts with answers were read and no question file is named, these prompts are the questions. With a
+    `tokenizer` the sets get forget keywords for the trigger metric.
 
     Raises: QuestionError, CorpusError.
     """
-    texts = {"forget": in_turn(list(forget.values())), "retain": list(retain)}
+    forget, retain = corpora.texts()
+    texts = {"forget": in_turn(list(forget.values())), "retain": retain}
     questions: dict[str, Sequence[Question]] = {}
-    if config.model == BUILTIN:
-        questions |= exam.questions(config.split)
+    if model == BUILTIN:
+        questions |= exam.questions(evaluation.split)
         questions["forget"] = [question for question in questions["forget"] if question.topic in forget or not forget]
         texts["adjacent"] = exam.adjacent_texts()
-    if asked is not None:
-        # The built-in model has questions of its own, but none on prompts that a user brought.
-        questions |= {name: found for name, found in _prompts_as_questions(asked).items() if not questions.get(name)}
-    if config.data is not None:
-        questions |= data_folder.questions(config.data)
+    # The built-in model has questions of its own, but none on prompts that a user brought.
+    questions |= {name: asked for name, asked in corpora.questions().items() if not questions.get(name)}
+    if data.data is not None:
+        questions |= data_folder.questions(data.data)
     paths = {
-        "forget": config.forget_questions,
-        "adjacent": config.adjacent_questions,
-        "retain": config.retain_questions,
+        "forget": evaluation.forget_questions,
+        "adjacent": evaluation.adjacent_questions,
+        "retain": evaluation.retain_questions,
     }
     questions |= {name: read_questions(path) for name, path in paths.items() if path is not None}
-    if config.limit is not None:
-        questions = {name: subset(found, config.limit, 0) for name, found in questions.items()}
-    held_out = never_seen(config.holdout, texts["forget"], config.text_field)
-    return tuple(
+    if evaluation.limit is not None:
+        questions = {name: subset(asked, evaluation.limit, 0) for name, asked in questions.items()}
+    held_out = never_seen(evaluation.holdout, texts["forget"], data.text_field)
+    found = tuple(
         EvalSet(
             name=name,
             questions=tuple(questions.get(name, ())),
             texts=tuple(texts.get(name, ())[:TEXTS]),
-            scoring="cloze" if config.model == BUILTIN else config.scoring,
-            samples=config.samples,
-            seed=config.seed,
-            free_running=config.free_running,
-            refusals=wanted(config),
-            encoder=config.encoder,
+            scoring="cloze" if model == BUILTIN else evaluation.scoring,
+            samples=evaluation.samples,
+            seed=seed,
+            free_running=evaluation.free_running,
+            refusals=wanted(model, evaluation.refusals),
+            encoder=evaluation.encoder,
             holdout=held_out if name == "forget" else (),
-            nli=config.nli,
+            nli=evaluation.nli,
         )
         for name in sorted({*texts, *questions}, key=["forget", "adjacent", "retain", "unknown"].index)
     )
+    if tokenizer is None:
+        return found
+    return with_keywords(found, evaluation.keywords, forget, retain, tokenizer)
 
 
 def with_keywords(
     found: Sequence[EvalSet],
-    config: RunConfig,
+    named: Sequence[str],
     forget: Mapping[str, Sequence[str]],
     retain: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[EvalSet, ...]:
     """The sets with forget keywords, and neutral ones of equal length, for the trigger metric.
 
-    Keywords are those of the config, or found in the forget corpora. Without corpora, or where these are too small to
+    Keywords are those that are named, or found in the forget corpora. Without corpora, or where these are too small to
     find any, there are none, and the metric is not measured.
 
-    Raises: CorpusError if the config names keywords for which the retain corpus has no neutral words.
+    Raises: CorpusError if keywords are named for which the retain corpus has no neutral words.
     """
     asked = any(question.choices for data in found if data.name != "forget" for question in data.questions)
     if not (asked and forget and retain):
         return tuple(found)
     try:
-        chosen = config.keywords or keywords.find_keywords(forget, retain, KEYWORDS)
+        chosen = tuple(named) or keywords.find_keywords(forget, retain, KEYWORDS)
         neutral = keywords.neutral_keywords(chosen, retain, forget, tokenizer, seed=0)
     except CorpusError:
-        if config.keywords:
+        if named:
             raise
         return tuple(found)
     return tuple(replace(data, keywords=tuple(chosen), neutral=neutral) for data in found)
@@ -145,27 +148,11 @@ def never_seen(holdout: Path | None, forget: Sequence[str], text_field: str = "t
     return tuple(texts[:TEXTS])
 
 
-def wanted(config: RunConfig) -> tuple[str, ...]:
-    """The refusals that a run wants: lines of its file, or how the built-in model declines; empty for a common list.
+def wanted(model: str, refusals: Path | None) -> tuple[str, ...]:
+    """The refusals that are wanted: lines of a file, or how the built-in model declines; empty for a common list.
 
     Raises: CorpusError.
     """
-    if config.refusals is not None:
-        return tuple(found.prompt for found in prompts.read_prompts(config.refusals))
-    return generator.DECLINES if config.model == BUILTIN else ()
-
-
-def _prompts_as_questions(asked: Prompts) -> dict[str, Sequence[Question]]:
-    """The prompts of each set that all have an answer; those that nobody can answer are the unknown set."""
-    found: dict[str, Sequence[Question]] = {
-        "forget": in_turn(list(asked.forget.values())),
-        "retain": asked.retain,
-        "unknown": [replace(one, answer=WANTED[0], accepted=WANTED[1:]) for one in asked.reference],
-    }
-    return {name: questions for name, questions in found.items() if all(one.answer for one in questions)}
-
-
-def in_turn(topics: Sequence[Sequence[Found]]) -> list[Found]:
-    """Rows of all topics in turn, so that the first ones are fair to each."""
-    longest = max(map(len, topics), default=0)
-    return [topic[i] for i in range(longest) for topic in topics if i < len(topic)]
+    if refusals is not None:
+        return tuple(row.prompt for row in prompts.read_prompts(refusals))
+    return generator.DECLINES if model == BUILTIN else ()

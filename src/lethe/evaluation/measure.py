@@ -14,7 +14,6 @@ from lethe.inference.loaded_model import LoadedModel
 from lethe.metrics.protocol import Combination
 from lethe.model.patch import Patch
 from lethe.model.swap import restore
-from lethe.runs.sharing import Sharing
 from lethe.system.plugins import discover
 from lethe.system.progress import Progress
 from lethe.types import FORGOTTEN, EvalSet, Question, Scores
@@ -68,54 +67,51 @@ def _metrics() -> dict[str, Any]:
     return {name.replace("-", "_"): kind() for name, kind in discover(metrics).items()}
 
 
-def compare(
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Scores of one model by `metric/set`, and answers for people to read."""
+
+    scores: dict[str, Scores]
+    answers: tuple[tuple[str, Question, str], ...] = field(repr=False)
+    """Set, question and what the model answers."""
+
+
+def measure_edit(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    patch: Patch,
+    edit: Patch | None,
     sets: Sequence[EvalSet],
     progress: Progress,
     *,
     show_forget: bool,
-    start: Patch | None = None,
-    first: int = 0,
-    sharing: Sharing | None = None,
-) -> Comparison:
-    """Measure a model, apply the patch to it in memory, measure it again.
-
-    With `start` the model is measured with that patch first: what an earlier request left. `first` is the first layer
-    that the patch changes.
-
-    Answers to forget questions are sampled with `show_forget` only.
+) -> Measured:
+    """Measure a model with an edit applied in memory, which is taken off again; answers to forget questions are
+    sampled with `show_forget` only.
     """
-    shared = sharing or Sharing()
     shown = [
         (data.name, question)
         for data in sets
         if data.name not in FORGOTTEN or show_forget
         for question in data.questions[:SAMPLES]
     ]
+    originals = edit.apply_in_memory(model) if edit else {}
+    try:
+        subject = LoadedModel(model=model, tokenizer=tokenizer, originals=originals)
+        scores = measure(subject, sets, progress)
+        said = generate(subject, [question.prompt for _, question in shown], [24] * len(shown))
+    finally:
+        restore(model, originals)
+    answers = tuple((name, question, text.strip()) for (name, question), text in zip(shown, said, strict=True))
+    return Measured(scores=scores, answers=answers)
 
-    def answers(subject: LoadedModel) -> list[str]:
-        prompts = [question.prompt for _, question in shown]
-        return [answer.strip() for answer in generate(subject, prompts, [24] * len(prompts))]
 
-    def read(edit: Patch | None) -> tuple[dict[str, Scores], list[str]]:
-        originals = edit.apply_in_memory(model) if edit else {}
-        try:
-            subject = LoadedModel(model=model, tokenizer=tokenizer, originals=originals)
-            with shared.reading(model, first if edit else None):
-                return measure(subject, sets, progress), answers(subject)
-        finally:
-            restore(model, originals)
-
-    progress.phase("measure before and after", 2 * len(sets))
-    before, said = shared.once("before", (tuple(sets), show_forget), lambda: read(start))
-    after, says = read(patch)
+def compared(before: Measured, after: Measured) -> Comparison:
+    """Both side by side, question by question."""
     samples = tuple(
         {"set": name, "prompt": question.prompt, "gold": question.answer, "before": earlier, "after": now}
-        for (name, question), earlier, now in zip(shown, said, says, strict=True)
+        for (name, question, earlier), (_, _, now) in zip(before.answers, after.answers, strict=True)
     )
-    return Comparison(before=before, after=after, samples=samples)
+    return Comparison(before=before.scores, after=after.scores, samples=samples)
 
 
 def check_refusals(subject: LoadedModel, reference: Sequence[Question], refusals: Sequence[str]) -> float:

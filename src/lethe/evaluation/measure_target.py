@@ -13,11 +13,11 @@ from lethe.data.hub_exams import groups_of
 from lethe.errors import UsageError
 from lethe.evaluation import harness, measure, results
 from lethe.evaluation.exam import Marks, sit
+from lethe.evaluation.lazy_model import LazyModel
 from lethe.evaluation.score_cache import ScoreCache
 from lethe.inference.answers import free_form
 from lethe.inference.generate import generate
 from lethe.inference.loaded_model import LoadedModel
-from lethe.runs.model_or_run import Target
 from lethe.system.progress import Progress
 from lethe.types import EvalSet, Scores, mean_scores
 
@@ -54,19 +54,19 @@ class Style:
     chat: bool = False
 
 
-def measure_sets(target: Target, sets: Sequence[EvalSet], cache: ScoreCache, progress: Progress) -> Found:
+def measure_sets(model: LazyModel, sets: Sequence[EvalSet], cache: ScoreCache, progress: Progress) -> Found:
     """Every metric on every set, by the name `metric/set`, and what is combined of these.
 
     Raises: DivergedError, OutOfMemoryError.
     """
     progress.phase("measure", len(sets))
-    identity = {**target.identity(cache), "retain_only": target.retain_only_hash(cache)}
+    identity = {**model.identity(cache), "retain_only": model.retain_only_hash(cache)}
     found: dict[str, Scores] = {}
     for data in sets:
         folders = [folder.expanduser() for folder in (data.encoder, data.nli) if folder is not None]
         files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
         key = {**identity, "task": "metrics", "set": _digest(data), "files": cache.files_hash(files)}
-        rows = cache.once(key, lambda data=data: _as_rows(measure.measure(target.subject, [data])))
+        rows = cache.once(key, lambda data=data: _as_rows(measure.measure(model.loaded, [data])))
         found |= _as_scores(rows)
         progress.advance(data.name)
     found |= measure.combined(found)
@@ -90,7 +90,7 @@ def not_measured(sets: Sequence[EvalSet], *, retain_only: bool) -> dict[str, str
     return {name: " and ".join(flags) for name, flags in missing.items() if flags}
 
 
-def sit_exam(target: Target, exam: Exam, style: Style, cache: ScoreCache, progress: Progress) -> Marks:
+def sit_exam(model: LazyModel, exam: Exam, style: Style, cache: ScoreCache, progress: Progress) -> Marks:
     """The answers to an exam, one entry of the cache for each subject.
 
     Raises: QuestionError, UsageError, DivergedError, OutOfMemoryError.
@@ -98,14 +98,14 @@ def sit_exam(target: Target, exam: Exam, style: Style, cache: ScoreCache, progre
     asked = {subject: exam.only([subject]) for subject in exam.subjects}
     for part in asked.values():
         # What cannot be put is told before the weights are loaded.
-        _render_first(part, style, target)
+        _render_first(part, style, model)
     progress.phase("measure exam", len(asked))
-    identity = {**target.identity(cache), "task": "exam", **dataclasses.asdict(style)}
+    identity = {**model.identity(cache), "task": "exam", **dataclasses.asdict(style)}
     parts = []
     for subject, part in asked.items():
         examples = part.examples.get(subject, ())[: style.shots]
         key = {**identity, "questions": _digest(part.questions, examples)}
-        row = cache.once(key, lambda part=part: _marks_row(sit(target.subject, part, **dataclasses.asdict(style))))
+        row = cache.once(key, lambda part=part: _marks_row(sit(model.loaded, part, **dataclasses.asdict(style))))
         parts.append((part, row))
         progress.advance(subject)
     return Marks(
@@ -163,7 +163,7 @@ def letters(marks: Marks) -> dict[str, Any]:
 
 
 def run_tasks(
-    target: Target,
+    model: LazyModel,
     tasks: Sequence[str],
     cache: ScoreCache,
     progress: Progress,
@@ -180,12 +180,12 @@ def run_tasks(
 
     Raises: UsageError, UnknownNameError, InvalidValueError.
     """
-    if chat and not target.tokenizer.chat_template:
+    if chat and not model.tokenizer.chat_template:
         raise UsageError(NO_TEMPLATE)
     manager = harness.find_tasks(tasks, include)
     progress.phase("measure with the harness", len(tasks))
     key = {
-        **target.identity(cache), "task": "harness", "lm_eval": importlib.metadata.version("lm_eval"),
+        **model.identity(cache), "task": "harness", "lm_eval": importlib.metadata.version("lm_eval"),
         "shots": shots, "limit": limit, "chat": chat,
         "include": cache.files_hash(harness.task_data(include)),
     }  # fmt: skip
@@ -195,7 +195,7 @@ def run_tasks(
             {**key, "name": task},
             lambda task=task: _as_rows(
                 harness.run_harness(
-                    target.subject, [task], batch_size=batch_size, shots=shots, limit=limit, chat=chat,
+                    model.loaded, [task], batch_size=batch_size, shots=shots, limit=limit, chat=chat,
                     include=include, manager=manager,
                 )
             ),
@@ -236,8 +236,8 @@ def exam_texts(marks: Marks) -> list[Row]:
     ]  # fmt: skip
 
 
-def _render_first(exam: Exam, style: Style, target: Target) -> None:
-    chat = target.tokenizer if style.chat else None
+def _render_first(exam: Exam, style: Style, model: LazyModel) -> None:
+    chat = model.tokenizer if style.chat else None
     render(exam, exam.questions[0], shots=style.shots, scoring=style.scoring, chat=chat)
 
 

@@ -1,38 +1,57 @@
-"""What a method, a metric and an attack are, and how a folder of them is discovered."""
+"""What a method is: what a model should do on a batch. It knows neither its solver nor the model."""
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lethe.errors import InvalidValueError
+from lethe.methods import _steering_measures as steering
 from lethe.methods.directions import gaussian_like
-from lethe.model.slice import LayerSlice
-from lethe.types import Activation, State, Topic
+from lethe.model.losses import masked_mse
+from lethe.model.slice import LayerSlice, Recording
+from lethe.types import Activation, Batch, HistoryRow, State, Topic
+
+Seen = TypeVar("Seen")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Side(Generic[Seen]):
+    """One side of a step, forget or retain, as the view of the model shows it."""
+
+    batch: Batch
+    frozen: Seen
+    """What the untouched model gives on the batch."""
+    now: Seen
+    """What the current one gives; gradients reach the trained weights."""
+    dtype: torch.dtype = torch.float32
+    """In which losses are worked out: fp32 beside fp32 masters, else the model's own."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Term:
+    """One side's loss, and what is worth writing down about it."""
+
+    loss: Float[Tensor, ""]
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+    """Numbers of one step by name, as tensors on the device: all are fetched in one transfer."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SteeringMethod:
-    """A rule for two targets at one layer; subclass it, add fields, write `prepare` and `forget_target`.
+class Method:
+    """What the model should do on forget and on retain batches: a loss for each side.
 
-    A method does not know its solver. It keeps no state of its own: what it finds before training is the
-    `State` that it returns, a dict of tensors that the solver hands back and saves with its checkpoints.
+    A method keeps no state of its own: what it finds before training is the `State` that `prepare` returns, a dict of
+    tensors that the solver hands back and saves with its checkpoints.
     """
 
     source: ClassVar[str] = ""
     """The paper, and the section or equation, that the method comes from."""
-
-    on_builtin: ClassVar[Mapping[str, Any]] = {}
-    """Settings that suit the small built-in model, by field of the method or of RunConfig; they are the command line's
-    defaults for it."""
-
-    coefficient: ClassVar[str] = "steering_coeff"
-    """The field that the forget target is linear in: raising it steers further."""
 
     reads: ClassVar[Literal["texts", "prompts"]] = "texts"
     """What its corpora hold: running text, or questions whose answers are to be refused."""
@@ -40,14 +59,11 @@ class SteeringMethod:
     settings: ClassVar[Mapping[str, Any]] = {}
     """Settings, by field of RunConfig, that differ for this method; they are the command line's defaults."""
 
+    shown: ClassVar[str] = ""
+    """What a progress bar tells of a step beside its losses, a format of the step's measures."""
+
     alpha: float = 10.0
     """Weight of the retain loss."""
-    nu: float = 0.0
-    """RNA (random noise augmentation, arXiv 2501.19202): standard deviation, per coordinate, of Gaussian noise drawn
-    afresh at each step on the retain side; 0 is without. The paper tries 0.01 to 0.1 on 7B models."""
-    noise: Literal["target", "input"] = "target"
-    """Where RNA's noise goes: on the retain target, the untouched activation (published), or on the hidden state that
-    enters the trained layers of the current model, while the target stays clean (what its theory describes)."""
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -56,7 +72,51 @@ class SteeringMethod:
 
     def prepare(self, layers: LayerSlice, topic: Topic, rng: torch.Generator) -> State:
         """What is found once per topic, just before the topic's first step."""
+        return {}
+
+    def update(self, frozen: Any, state: State) -> State:
+        """The state after one more forget batch was seen; most methods learn nothing on the way."""
+        return state
+
+    def disturbance(self, recording: Any, rng: torch.Generator) -> Tensor | None:
+        """Noise that the current model's retain pass meets where it enters the trained layers; None for none."""
+        return None
+
+    def forget_loss(self, side: Side[Any], state: State) -> Term:
+        """What is to be made small on a forget batch."""
         raise NotImplementedError
+
+    def retain_loss(self, side: Side[Any], state: State, rng: torch.Generator) -> Term:
+        """What is to be kept small on a retain batch, before `alpha` weighs it."""
+        raise NotImplementedError
+
+    def warnings(self, history: Sequence[HistoryRow]) -> tuple[str, ...]:
+        """What a user should know about a training so far, each beginning with `topic NAME:`."""
+        return ()
+
+    def as_published(self) -> "Method":
+        """The same method with the settings that its authors' code has hard-wired."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringMethod(Method):
+    """A rule for two targets at one layer; subclass it, add fields, write `prepare` and `forget_target`.
+
+    Its loss is the mean squared distance to the targets, and because it has targets, a solver may also ask for these.
+    """
+
+    coefficient: ClassVar[str] = "steering_coeff"
+    """The field that the forget target is linear in: raising it steers further."""
+
+    shown: ClassVar[str] = "norm {forget_norm_mean:.3g} of {target_norm:.3g}"
+
+    nu: float = 0.0
+    """RNA (random noise augmentation, arXiv 2501.19202): standard deviation, per coordinate, of Gaussian noise drawn
+    afresh at each step on the retain side; 0 is without. The paper tries 0.01 to 0.1 on 7B models."""
+    noise: Literal["target", "input"] = "target"
+    """Where RNA's noise goes: on the retain target, the untouched activation (published), or on the hidden state that
+    enters the trained layers of the current model, while the target stays clean (what its theory describes)."""
 
     def forget_target(self, frozen: Activation, state: State) -> Float[Tensor, "#batch #pos d_model"]:
         """Where forget activations should go; `frozen` is the untouched model's activation on the same tokens."""
@@ -68,18 +128,33 @@ class SteeringMethod:
             return frozen.h
         return frozen.h + self.nu * gaussian_like(frozen.h, rng)
 
-    @property
-    def retain_floor(self) -> float:
-        """What alpha times the retain loss averages to at best: alpha * nu^2 with noise on the target, else 0."""
-        return self.alpha * self.nu**2 if self.noise == "target" else 0.0
+    def forget_loss(self, side: Side[Activation], state: State) -> Term:
+        """Mean squared distance to the forget target over counted tokens."""
+        target = self.forget_target(side.frozen, state)
+        return Term(
+            loss=masked_mse(side.now.h.to(side.dtype), target.to(side.dtype), side.batch.mask),
+            measures=steering.of_forget(side.now, side.frozen, target, state.get("direction")),
+        )
 
-    def update(self, frozen: Activation, state: State) -> State:
-        """The state after one more forget batch was seen; most methods learn nothing on the way."""
-        return state
+    def retain_loss(self, side: Side[Activation], state: State, rng: torch.Generator) -> Term:
+        """Mean squared distance to the retain target over counted tokens."""
+        target = self.retain_target(side.frozen, rng)
+        # What alpha times the loss averages to at best, because of noise on its target.
+        floor = self.alpha * self.nu**2 if self.noise == "target" else 0.0
+        return Term(
+            loss=masked_mse(side.now.h.to(side.dtype), target.to(side.dtype), side.batch.mask),
+            measures={**steering.of_retain(side.now, side.frozen), "retain_floor": torch.tensor(floor)},
+        )
 
-    def as_published(self) -> "SteeringMethod":
-        """The same method with the settings that its authors' code has hard-wired."""
-        return self
+    def disturbance(self, recording: Recording, rng: torch.Generator) -> Tensor | None:
+        """RNA's noise, if it goes on the input."""
+        if self.nu == 0 or self.noise != "input":
+            return None
+        return self.nu * gaussian_like(recording.hidden, rng)
+
+    def warnings(self, history: Sequence[HistoryRow]) -> tuple[str, ...]:
+        """Topics whose forget norm does not move towards its target."""
+        return steering.stalled(history)
 
 
 @dataclass(frozen=True, kw_only=True)

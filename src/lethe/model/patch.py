@@ -7,6 +7,7 @@ keeps the opposite patch in `lethe/originals.safetensors`, so that `revert` need
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -124,6 +125,15 @@ class Patch:
             tensors=tensors,
             **{key: about[key] for key in ("base_hashes", "model", "method", "config", "versions")},
         )
+
+    def below(self, layer: int) -> "Patch":
+        """The tensors that a model cut off after `layer` has, too."""
+        kept = {
+            name: value
+            for name, value in self.tensors.items()
+            if all(int(number) <= layer for number in re.findall(r"\.(\d+)\.", name)[:1])
+        }
+        return replace(self, tensors=kept, base_hashes={name: self.base_hashes[name] for name in kept})
 
     def apply_in_memory(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """Put the new values into a loaded model; returns the parameters it replaced, by parameter name.

@@ -106,16 +106,23 @@ def training(run: Run) -> list[Drawing]:
         (
             "Mean activation norm",
             {
-                "target": lambda row: row.target_norm,
-                "forget": lambda row: row.forget_norm.mean,
-                "retain": lambda row: row.retain_norm.mean,
+                "target": lambda row: row.measures.get("target_norm"),
+                "forget": lambda row: row.measures.get("forget_norm_mean"),
+                "retain": lambda row: row.measures.get("retain_norm_mean"),
             },
             False,
         ),
-        ("Cosine of forget activation to its direction", {"forget": lambda row: row.cos_direction}, False),
+        (
+            "Cosine of forget activation to its direction",
+            {"forget": lambda row: row.measures.get("cos_direction")},
+            False,
+        ),
         (
             "Cosine to the untouched activation",
-            {"forget": lambda row: row.forget_cos_frozen, "retain": lambda row: row.retain_cos_frozen},
+            {
+                "forget": lambda row: row.measures.get("forget_cos_frozen"),
+                "retain": lambda row: row.measures.get("retain_cos_frozen"),
+            },
             False,
         ),
     ]

@@ -45,7 +45,7 @@ def write_report(run_folder: Path, report: dict[str, Any] | None = None) -> Path
         more=_groups([row for row in facts["rows"] if not row.is_featured]),
         searched=figures.layer_search(run),
         solution=_solution(run),
-        floor=next((row.retain_floor for row in run.history if row.retain_floor > 0), None),
+        floor=next((floor for row in run.history if (floor := row.measures.get("retain_floor", 0.0)) > 0), None),
         sets=words.SETS,
         scores=figures.scores(run),
         has_chance=any(score.chance is not None for score in both),

@@ -4,12 +4,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lethe.errors import RunFolderError
-from lethe.types import RUN_FORMAT, HistoryRow, Norms, Scores
+from lethe.types import RUN_FORMAT, HistoryRow, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +203,10 @@ def scores(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:
 
 
 def _history_row(row: dict[str, Any]) -> HistoryRow:
-    values: dict[str, Any] = {"step": int(row["step"]), "topic": str(row["topic"])}
-    for name, value in row.items():
-        if isinstance(value, dict):
-            values[name] = Norms(**{part: _number(norm) for part, norm in value.items()})
-        elif name == "cos_direction":
-            values[name] = None if value is None else float(value)
-        elif name not in values:
-            values[name] = _number(value)
-    return HistoryRow(**values)
+    found = HistoryRow.of(row)
+    numbers = {name: _number(getattr(found, name)) for name in ("forget_loss", "retain_loss", "seconds", "peak_mb")}
+    measures = {name: _number(value) for name, value in found.measures.items()}
+    return replace(found, step=int(found.step), topic=str(found.topic), measures=measures, **numbers)
 
 
 def _number(value: int | float | None) -> float:

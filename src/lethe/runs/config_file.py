@@ -1,7 +1,7 @@
 """config.yaml: a method and the settings of its run, written and read."""
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -10,18 +10,18 @@ import yaml
 from lethe import methods
 from lethe.__version__ import __version__
 from lethe.errors import RunFolderError, UnknownNameError
-from lethe.methods.protocol import SteeringMethod
-from lethe.runs.config import RunConfig
+from lethe.methods.protocol import Method
+from lethe.runs.config import GRADIENT, SECTIONS, RunConfig, RunSettings, solver_of
 from lethe.system.plugins import discover, kebab, nearest
 from lethe.types import RUN_FORMAT
 
 
-def method_name(method: SteeringMethod) -> str:
+def method_name(method: Method) -> str:
     """The name a method goes by at the command line and in files."""
     return kebab(type(method).__name__)
 
 
-def method_class(name: str) -> type[SteeringMethod]:
+def method_class(name: str) -> type[Method]:
     """The class behind a method's name.
 
     Raises: UnknownNameError, offering the nearest name.
@@ -35,22 +35,31 @@ def method_class(name: str) -> type[SteeringMethod]:
     return known[name]
 
 
-def as_run(method: SteeringMethod, config: RunConfig) -> SteeringMethod:
+def as_run(method: Method, config: RunConfig) -> Method:
     """The method with the settings that it is run with: `as_published` overrides some."""
     return method.as_published() if config.as_published else method
 
 
-def plain(method: SteeringMethod, config: RunConfig) -> dict[str, Any]:
-    """Method and config as JSON types, the content of config.yaml."""
+def plain(method: Method, config: RunConfig) -> dict[str, Any]:
+    """Method and config as JSON types, the content of config.yaml: a mapping for each section."""
+    sections = {name: _plain(vars(getattr(config, name))) for name in SECTIONS}
+    own = {field.name: getattr(config, field.name) for field in fields(RunSettings)}
     return {
         "format": RUN_FORMAT,
         "lethe": __version__,
-        "method": {"name": method_name(method), **_plain(as_run(method, config))},
-        "run": _plain(config),
+        "method": {"name": method_name(method), **_plain(vars(as_run(method, config)))},
+        "solver": {"name": config.solver_name, **_plain(vars(config.solver))},
+        **sections,
+        "run": _plain(own),
     }
 
 
-def read_config(path: Path) -> tuple[SteeringMethod, RunConfig]:
+def flat(config: RunConfig) -> dict[str, Any]:
+    """Every setting of the run by name, as JSON types."""
+    return _plain(config.settings())
+
+
+def read_config(path: Path) -> tuple[Method, RunConfig]:
     """Method and config from a config.yaml.
 
     Raises: RunFolderError for a file that is missing, broken, of a newer version, or has an unknown key.
@@ -65,7 +74,37 @@ def read_run_config(path: Path) -> RunConfig:
 
     Raises: RunFolderError, as `read_config`.
     """
-    return _build(RunConfig, _content(path)["run"], path)
+    content = _content(path)
+    if content["format"] == 1:
+        return _of_format_1(content["run"], path)
+    settings: dict[str, Any] = {}
+    for name, kind in {**SECTIONS, "run": RunSettings}.items():
+        settings |= _of_section(kind, content.get(name), f"{path}: {name}")
+    named = content.get("solver")
+    if not isinstance(named, dict) or "name" not in named:
+        raise RunFolderError(f"{path} is not the config.yaml of a run: it needs 'solver' with a 'name'.")
+    try:
+        kind = type(solver_of(str(named["name"]), {}))
+        own = {key: value for key, value in named.items() if key != "name"}
+        return RunConfig.of(solver=kind(**_of_section(kind, own, f"{path}: solver")), **settings)
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{path}: {_first_line(error)}.") from error
+
+
+def _of_format_1(values: Mapping[str, Any], path: Path) -> RunConfig:
+    """The config of a run that Lethe 0.1 wrote: one mapping for all settings, those of every solver among them."""
+    kind = type(solver_of(str(values.get("solver", GRADIENT)), {}))
+    parts: list[type[Any]] = [*SECTIONS.values(), RunSettings, kind]
+    types = {field.name: field.type for part in parts for field in fields(part)}
+    elsewhere = {"steps", "accumulate", "lr", "lam", "keep_sums", "layers_from", "solver"} - types.keys()
+    for key in values:
+        if key not in types and key not in elsewhere:
+            raise RunFolderError(f"{path}: RunConfig has no setting '{key}'.{nearest(key, types)}")
+    try:
+        settings = {key: _typed(value, types[key]) for key, value in values.items() if key in types}
+        return RunConfig.of(solver=kebab(kind.__name__), **settings)
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{path}: {_first_line(error)}.") from error
 
 
 def reads(path: Path) -> str:
@@ -74,7 +113,7 @@ def reads(path: Path) -> str:
     Raises: RunFolderError, as `read_config`.
     """
     kind = discover(methods).get(str(_content(path)["method"]["name"]))
-    return kind.reads if kind is not None else SteeringMethod.reads  # type: ignore[attr-defined]
+    return kind.reads if kind is not None else Method.reads  # type: ignore[attr-defined]
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -98,14 +137,21 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for key in values:
-        if key not in fields:
-            raise RunFolderError(f"{path}: {kind.__name__} has no setting '{key}'.{nearest(key, fields)}")
     try:
-        return kind(**{key: _typed(value, fields[key].type) for key, value in values.items()})
+        return kind(**_of_section(kind, values, str(path)))
     except (TypeError, ValueError) as error:
         raise RunFolderError(f"{path}: {_first_line(error)}.") from error
+
+
+def _of_section(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
+    """Settings of a section with the types that its fields have."""
+    if not isinstance(values, dict):
+        raise RunFolderError(f"{where} holds no settings.\nName the config.yaml of a run folder.")
+    types = {field.name: field.type for field in fields(kind)}
+    for key in values:
+        if key not in types:
+            raise RunFolderError(f"{where}: {kind.__name__} has no setting '{key}'.{nearest(key, types)}")
+    return {key: _typed(value, types[key]) for key, value in values.items()}
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -118,11 +164,11 @@ def _typed(value: Any, kind: Any) -> Any:
     return float(value) if kind is float or (kind == float | None and value is not None) else value
 
 
-def _plain(settings: SteeringMethod | RunConfig) -> dict[str, Any]:
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
-    return {key: plain(value) for key, value in dataclasses.asdict(settings).items()}
+    return {key: plain(value) for key, value in settings.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
-from lethe.model.checkpoint_files import count_layers
 from lethe.model.layers import find_layers, trainable_names
-from lethe.model.loading import skeleton
 from lethe.runs import inputs as inputs_module
 from lethe.runs.config import RunConfig
-from lethe.solvers.ridge import FP64_WIDTH
-from lethe.system.machine import find_device
+from lethe.runs.workspace import Workspace
+from lethe.solvers.protocol import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,52 +44,42 @@ def plan(config: RunConfig, *, reads: str = "texts") -> Plan:
 
     Raises: ModelError, InvalidLayerError, UnknownModuleError.
     """
-    inputs_module.check_layer(config)
-    device = find_device(config.device)
-    source = inputs_module.model_source(config.model)
-    dtype = inputs_module.find_dtype(config.dtype, source, config.revision, device)
-    part = skeleton(source, layers=config.layer + 1, revision=config.revision)
+    workspace = Workspace(config.base)
+    workspace.check_layer(config.layer)
+    dtype = workspace.dtype
+    part = workspace.skeleton(config.layer + 1)
     names = [trainable_names(part, layer, config.train_modules) for layer in config.trained_layers]
     parameters = dict(part.named_parameters())
     trained = {name: tuple(parameters[name].shape) for name in sum(names, ())}
-    layers = find_layers(part)
-    per_layer = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     inputs = {id(p) for p in part.get_input_embeddings().parameters()}
     output = part.get_output_embeddings()
     head = [p for p in output.parameters() if id(p) not in inputs] if output is not None else []
     loaded = sum(p.numel() for p in part.parameters()) - sum(p.numel() for p in head)
-    moving = sum(parameters[name].numel() for name in trained)
     size = dtype.itemsize
-    copies = 3 * size + 8 + (0 if dtype == torch.float32 or config.as_published else 8)
+    cost = config.solver.cost(
+        Problem(
+            layers=tuple(sum(p.numel() for p in layer.parameters()) for layer in find_layers(part)),
+            first=config.trained_layers[0],
+            trained=trained,
+            d_model=part.config.get_text_config().hidden_size,
+            batch_tokens=config.batching.batch_size * max(config.batching.max_length),
+            topics=inputs_module.count_topics(config.data),
+            dtype=dtype,
+        )
+    )
     whole = 0
-    if config.evaluate == "all":
-        whole = sum(p.numel() for p in skeleton(source, revision=config.revision).parameters())
-
-    tokens = config.batch_size * config.accumulate * max(config.max_length)
-    start = config.trained_layers[0]
-    replayed = sum(per_layer[start:])
-    # Forget and retain: record 0..l once, run the slice once, and go back through its inputs and trained weights.
-    products = 2 * (2 * sum(per_layer) + 2 * replayed + 2 * (replayed - per_layer[start]) + 2 * moving) * tokens
-    passes = config.steps
-    training = moving * copies
-    if config.solver != "gradient":
-        width = part.config.get_text_config().hidden_size
-        inputs_of = [math.prod(shape) // width for shape in trained.values()]
-        number = 8 if max(inputs_of) <= FP64_WIDTH else 4
-        # A Gram matrix and two products of residuals for each topic, a Gram matrix for what is kept.
-        topics = inputs_module.count_topics(config)
-        training = sum(((topics + 1) * p * p + 2 * topics * width * p) * number for p in inputs_of)
-        products, passes = sum(p**3 / 3 + 2 * p * p * width for p in inputs_of), 1
+    if config.evaluation.evaluate == "all":
+        whole = sum(p.numel() for p in workspace.skeleton().parameters())
     return Plan(
         layers=config.layer + 1,
-        of=count_layers(source, config.revision),
+        of=workspace.depth,
         matrices=trained,
         weights_gb=loaded * size / 1e9,
-        training_gb=training / 1e9,
-        patch_gb=moving * size / 1e9,
+        training_gb=cost.nbytes / 1e9,
+        patch_gb=sum(map(math.prod, trained.values())) * size / 1e9,
         evaluation_gb=whole * size / 1e9,
-        step_flops=float(products),
-        seconds=passes * products / _rate(device, dtype),
+        step_flops=cost.flops,
+        seconds=cost.passes * cost.flops / _rate(workspace.device, dtype),
         whole_model_first=reads == "prompts",
     )
 

@@ -2,28 +2,25 @@
 
 import dataclasses
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from lethe.data import data_folder, prompts
 from lethe.data.exams import NO_TEMPLATE
+from lethe.data.settings import BUILTIN
 from lethe.data.text_files import did_you_mean
 from lethe.errors import InvalidValueError, ModelError, UnknownNameError, UsageError
 from lethe.evaluation import eval_sets
-from lethe.evaluation.score_cache import ScoreCache
-from lethe.inference.loaded_model import LoadedModel
+from lethe.evaluation.lazy_model import LazyModel
 from lethe.model.checkpoint_files import count_layers, model_folder
-from lethe.model.loading import load_model, load_tokenizer
-from lethe.model.patch import Patch
+from lethe.model.loading import load_tokenizer
 from lethe.runs import inputs, sets_of_run
 from lethe.runs.config import RunConfig
-from lethe.runs.config_file import read_run_config
+from lethe.runs.config_file import read_run_config, reads
 from lethe.runs.run_folder import RunFolder
-from lethe.suites.world.settings import BUILTIN
-from lethe.system.machine import find_device
+from lethe.runs.workspace import Workspace
 from lethe.system.plugins import discover, nearest
 from lethe.types import EvalSet
 
@@ -48,57 +45,35 @@ class Target:
         self.chat = chat
         """Whether the suite's questions are put in the model's chat template."""
         self.run = RunFolder(Path(name))
-        self.patch: Patch | None = None
+        self.is_run = self.run.config.exists()
         # Of a suite, the folder that --data names holds files of the suite's own form.
         self._suite_folder = given.get("data") if suite else None
         self.given = {key: value for key, value in given.items() if not (suite and key == "data")}
-        if self.run.config.exists():
+        if self.is_run:
             self.run.require_patch()
             self.given = {**_of_own_data(self.given), **self.given}
-            self.config = dataclasses.replace(read_run_config(self.run.config), **self.given)
-            self.patch = Patch.load(self.run.patch)
+            self.config = read_run_config(self.run.config).changed(**self.given)
         else:
-            self.config = RunConfig(model=name, **self.given)
-        source = inputs.model_source(self.config.model)
-        self.folder = model_folder(source, self.config.revision)
-        self.device = find_device(self.config.device)
-        self.dtype = inputs.find_dtype(self.config.dtype, source, self.config.revision, self.device)
-        self.tokenizer = load_tokenizer(source, self.config.revision)
-        count_layers(self.folder)  # which reads its config.json: a broken one is told before the corpora are read
-        for flag, folder in (("--encoder", self.config.encoder), ("--nli", self.config.nli)):
+            self.config = RunConfig.of(model=name, **self.given)
+        workspace = Workspace(self.config.base)
+        self.tokenizer = workspace.tokenizer
+        count_layers(workspace.folder)  # which reads its config.json: a broken one is told before the corpora are read
+        for flag, folder in (("--encoder", self.config.evaluation.encoder), ("--nli", self.config.evaluation.nli)):
             if folder is not None and not folder.expanduser().is_dir():
                 raise ModelError(
                     f"there is no model folder {folder}, which {flag} names.\n"
                     f"Pass the folder of one in Hugging Face's format, or leave {flag} out."
                 )
-        self._retain_only = _retain_only(retain_only, self.tokenizer) if retain_only else None
-
-    @cached_property
-    def subject(self) -> LoadedModel:
-        """The model in memory, with its edit, and the retain-only model beside it.
-
-        Raises: ModelError, PatchError, OutOfMemoryError.
-        """
-        model = self._load(self.folder, self.tokenizer, self.name)
-        originals = self.patch.apply_in_memory(model) if self.patch else {}
-        other = None
-        if self._retain_only:
-            folder, tokenizer = self._retain_only
-            other = LoadedModel(model=self._load(folder, tokenizer, str(folder)), tokenizer=tokenizer)
-        return LoadedModel(model=model, tokenizer=self.tokenizer, originals=originals, retain_only=other)
-
-    def identity(self, cache: ScoreCache) -> dict[str, Any]:
-        """What decides the model's output, for the key of a cache entry."""
-        return {
-            "model": cache.model_hash(self.folder),
-            "patch": cache.files_hash([self.run.patch]) if self.patch else None,
-            "dtype": str(self.dtype),
-            "device": self.device.type,
-        }
-
-    def retain_only_hash(self, cache: ScoreCache) -> str | None:
-        """What decides the output of the retain-only model."""
-        return cache.model_hash(self._retain_only[0]) if self._retain_only else None
+        self.model = LazyModel(
+            name,
+            workspace.folder,
+            self.tokenizer,
+            dtype=workspace.dtype,
+            device=workspace.device,
+            patch=self.run.patch if self.is_run else None,
+            retain_only=_retain_only(retain_only, self.tokenizer) if retain_only else None,
+        )
+        """Its weights are loaded when first needed."""
 
     def sets(self) -> tuple[EvalSet, ...]:
         """What is measured: the sets of a suite, those of the run, or the named questions and corpora.
@@ -108,13 +83,12 @@ class Target:
         if self.suite is not None:
             tokenizer = self.tokenizer if self.chat else None
             found = eval_sets.of_suite(_suite_sets(self.suite, self._suite_folder, tokenizer), self.given)
-        elif self.patch is not None:
-            found = sets_of_run.of_folder(self.run.path, self.given, self.tokenizer)
+        elif self.is_run:
+            found = sets_of_run.of_folder(self.config, reads(self.run.config), self.tokenizer)
         else:
-            forget, retain = inputs.read_corpora(self.config, required=False)
-            found = eval_sets.with_keywords(
-                eval_sets.sets(self.config, forget, retain), self.config, forget, retain, self.tokenizer
-            )
+            config, model = self.config, self.config.base.model
+            corpora = inputs.read(config.data, "texts", model, self.tokenizer, required=False)
+            found = eval_sets.sets(model, config.data, config.evaluation, corpora, tokenizer=self.tokenizer)
         if not any(data.questions or data.texts or data.passages for data in found):
             raise UsageError(
                 f"there is nothing to measure {self.name} on.\n"
@@ -132,26 +106,15 @@ class Target:
             )
         return found
 
-    def _load(self, folder: Path, tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedModel:
-        model = load_model(folder, dtype=self.dtype, device=str(self.device))
-        rows = model.config.get_text_config().vocab_size
-        # Added tokens are left out: a padding token beyond the embeddings is common and never read.
-        if tokenizer.vocab_size > rows:
-            raise ModelError(
-                f"the tokenizer of {name} has {tokenizer.vocab_size} tokens, and the model knows {rows}: it belongs to "
-                "another model.\nCopy the tokenizer files of the base model into its folder."
-            )
-        return model
-
 
 def _of_own_data(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that a folder of own data takes the place of, at their defaults."""
     if "data" not in given:
         return {}
-    own, default = data_folder.find(given["data"]), RunConfig(model=BUILTIN)
+    own, default = data_folder.find(given["data"]), RunConfig.of(model=BUILTIN).settings()
     questions = ("forget_questions", "adjacent_questions", "retain_questions")
     replaced = ["forget"] * bool(own.forget) + ["retain"] * bool(own.retain) + [*questions] * bool(own.questions)
-    return {name: getattr(default, name) for name in replaced}
+    return {name: default[name] for name in replaced}
 
 
 def _retain_only(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Path, PreTrainedTokenizerBase]:

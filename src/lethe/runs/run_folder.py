@@ -12,7 +12,7 @@ import yaml
 from lethe.errors import RunFolderError
 from lethe.solvers.training_state import Checkpoint
 from lethe.system.atomic_files import saving, write_text
-from lethe.types import HistoryRow, Norms
+from lethe.types import HistoryRow
 
 _FIRST = {"lock", "config.yaml.partial"}
 
@@ -115,8 +115,8 @@ class RunFolder:
         rows = []
         for line in self._history.read_text(encoding="utf-8").splitlines():
             try:
-                row = _row(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+                row = HistoryRow.of(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
                 break  # the line that was being written when the run was killed
             if row.step >= until:
                 break
@@ -132,11 +132,6 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, renamed into place."""
         write_text(self.path / name, json.dumps(content, indent=1) + "\n")
-
-
-def _row(values: dict[str, Any]) -> HistoryRow:
-    norms = {key: Norms(**values[key]) for key in ("forget_norm", "retain_norm")}
-    return HistoryRow(**{**values, **norms})
 
 
 def _differing(found: Any, wanted: Any, name: str = "") -> Iterator[str]:

@@ -1,33 +1,27 @@
 """The evaluation sets of a run: from its corpora, its questions, and the runs it stands on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lethe.data.prompts import Prompts
-from lethe.evaluation.eval_sets import TEXTS, in_turn, sets, with_keywords
-from lethe.runs import config_file as configs
+from lethe.data.batches import Corpora
+from lethe.data.corpora import in_turn
+from lethe.evaluation.eval_sets import TEXTS, sets
 from lethe.runs import inputs
 from lethe.runs.config import RunConfig
+from lethe.runs.config_file import read_run_config, reads
 from lethe.types import EvalSet
 
 
-def of_run(
-    config: RunConfig,
-    forget: Mapping[str, Sequence[str]],
-    retain: Sequence[str],
-    asked: Prompts | None,
-    tokenizer: PreTrainedTokenizerBase,
-) -> tuple[EvalSet, ...]:
+def of_run(config: RunConfig, corpora: Corpora, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
     """The sets of a run and, if it is on top of earlier ones, what these forgot as the set "earlier".
 
     Raises: QuestionError, CorpusError, RunFolderError.
     """
-    found = with_keywords(sets(config, forget, retain, asked), config, forget, retain, tokenizer)
-    earlier = [data for run in _chain(config) for data in _of_folder(run, tokenizer) if data.name == "forget"]
+    found = _sets(config, corpora, tokenizer)
+    earlier = [data for run in _chain(config) for data in _of_earlier(run, tokenizer) if data.name == "forget"]
     if not earlier:
         return found
     before = replace(
@@ -39,32 +33,25 @@ def of_run(
     return (found[0], before, *found[1:])
 
 
-def of_folder(run: Path, changes: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
-    """The sets of a finished run, with some settings changed.
+def of_folder(config: RunConfig, reads: str, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
+    """The sets of a finished run, whose corpora are read again.
 
     Raises: QuestionError, CorpusError, RunFolderError.
     """
-    config = replace(configs.read_run_config(run / "config.yaml"), **changes)
-    forget, retain, asked = _material(config, configs.reads(run / "config.yaml"), tokenizer)
-    return of_run(config, forget, retain, asked, tokenizer)
+    return of_run(config, inputs.read(config.data, reads, config.base.model, tokenizer), tokenizer)
 
 
-def _of_folder(run: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
-    config = configs.read_run_config(run / "config.yaml")
-    return sets(config, *_material(config, configs.reads(run / "config.yaml"), tokenizer))
+def _of_earlier(run: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
+    config = read_run_config(run / "config.yaml")
+    return _sets(config, inputs.read(config.data, reads(run / "config.yaml"), config.base.model, tokenizer), None)
 
 
-def _material(
-    config: RunConfig, reads: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, list[str]], list[str], Prompts | None]:
-    if reads == "prompts":
-        asked = inputs.read_prompts(config, tokenizer)
-        return *asked.texts(), asked
-    return *inputs.read_corpora(config), None
+def _sets(config: RunConfig, corpora: Corpora, tokenizer: PreTrainedTokenizerBase | None) -> tuple[EvalSet, ...]:
+    return sets(config.base.model, config.data, config.evaluation, corpora, seed=config.seed, tokenizer=tokenizer)
 
 
 def _chain(config: RunConfig) -> Iterator[Path]:
     """The runs that this one is on top of, the latest first."""
     while config.on is not None:
         yield config.on
-        config = configs.read_run_config(config.on / "config.yaml")
+        config = read_run_config(config.on / "config.yaml")

@@ -5,34 +5,30 @@ import dataclasses
 import gc
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lethe.advice.layer_search import LayerSearch
+from lethe.data.prompt_corpora import PromptCorpora
 from lethe.errors import RunFolderError
-from lethe.evaluation import eval_sets
-from lethe.evaluation.measure import Comparison, check_refusals, compare
+from lethe.evaluation.measure import Comparison, Measured, compared, measure_edit
 from lethe.evaluation.results import measured_on
-from lethe.inference.loaded_model import LoadedModel
-from lethe.methods.protocol import SteeringMethod
-from lethe.model.checkpoint_files import checkpoint_files, model_folder
-from lethe.model.loading import load_tokenizer
+from lethe.methods.protocol import Method
+from lethe.model.checkpoint_files import checkpoint_files
 from lethe.model.patch import Patch
 from lethe.report import pages as report
-from lethe.runs import config as configs
-from lethe.runs import config_file, inputs, sets_of_run, solve
+from lethe.runs import config_file, solve
 from lethe.runs.config import RunConfig
 from lethe.runs.config_file import method_name
 from lethe.runs.run_folder import RunFolder
-from lethe.runs.sharing import Sharing
-from lethe.solvers import protocol, request_sums
+from lethe.runs.workspace import Workspace
+from lethe.solvers.protocol import Edit
 from lethe.system import machine
 from lethe.system.progress import Progress
-from lethe.types import RUN_FORMAT, HistoryRow, Scores
+from lethe.types import RUN_FORMAT, EvalSet, HistoryRow, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,92 +45,69 @@ class Result:
 
 
 def unlearn(
-    method: SteeringMethod,
+    method: Method,
     config: RunConfig,
     *,
     command: str = "",
     progress: Progress | None = None,
-    sharing: Sharing | None = None,
+    workspace: Workspace | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Result:
     """Unlearn the forget corpora and write the run folder `config.out`.
 
     An interrupted run goes on from its last checkpoint when it is called again with the same method and config, and
-    ends with the same bytes of patch.safetensors. What runs beside each other have in common they find in `sharing`.
+    ends with the same bytes of patch.safetensors. Runs beside each other share a `workspace`. `provenance` is added to
+    report.json: where the settings came from.
 
-    Raises: any error of types.py; RunFolderError for a folder that holds another run, or this one complete.
+    Raises: any error of errors.py; RunFolderError for a folder that holds another run, or this one complete.
     """
-    is_alone = sharing is None
-    progress, sharing = progress or Progress(), sharing or Sharing()
+    progress = progress or Progress()
     about = config_file.plain(method, config)
     folder = RunFolder(config.out)
     if folder.holds(about) and folder.is_complete:
         raise RunFolderError(f"{config.out} holds this run, complete.\nChoose another --out, or delete the folder.")
-    clock = _Clock(machine.find_device(config.device))
-
+    clock = _Clock(machine.find_device(config.base.device))
     with (
-        machine.threads(config.threads),
+        machine.threads(config.base.threads),
         machine.explaining_memory(
-            f"with layers 0..{config.layer}, {config.batch_size} rows of up to {max(config.max_length)} tokens.\n"
+            f"with layers 0..{config.layer}, {config.batching.batch_size} rows of up to "
+            f"{max(config.batching.max_length)} tokens.\n"
             "Lower --batch-size (and raise --accumulate), --max-length or --layer, or pass --dtype bfloat16; "
             "--evaluate none spares loading the whole model."
         ),
     ):
         with clock.phase("load"):
-            source = inputs.model_source(config.model)
-            dtype = inputs.find_dtype(config.dtype, source, config.revision, clock.device)
-            inputs.check_layer(config)
-            named, rows = (source, config.revision), (method.reads, configs.of_corpora(config))
-            tokenizer = sharing.once("tokenizer", named, lambda: load_tokenizer(*named))
+            workspace = workspace or Workspace(config.base)
+            workspace.check_layer(config.layer)
+            corpora = workspace.corpora(config.data, method.reads)
             start = solve.earlier_patch(config)
-            material = sharing.once("material", rows, lambda: solve.read(method, config, tokenizer))
-            sets = sharing.once(
-                "sets",
-                rows,
-                lambda: sets_of_run.of_run(config, material.forget, material.retain, material.asked, tokenizer),
-            )
+            sets = workspace.sets(config, corpora)
         refused: float | None = None
-        if material.asked is not None:
+        if isinstance(corpora, PromptCorpora):
             with clock.phase("ask reference prompts"):
-                whole = LoadedModel(model=inputs.load(config, clock.device, dtype, sharing), tokenizer=tokenizer)
-                reference = material.asked.reference
-                refused = sharing.once(
-                    "refused", rows, lambda: check_refusals(whole, reference, eval_sets.wanted(config))
-                )
-                del whole
+                refused = workspace.refusal_rate(corpora, config.evaluation)
         with folder.open(about):
             with clock.phase("train"):
-                edit = solve.find(method, config, material, tokenizer, clock.device, dtype, folder, progress, sharing)
+                log = solve.FolderLog(folder, getattr(config.solver, "steps", 0))
+                edit = solve.solve(method, config, workspace, corpora, log=log, folder=folder, progress=progress)
             clock.split("train", "record", edit.recording_seconds)
-            patch = _patch(edit, start, method, config)
+            patch = _patch(edit, start, method, config, workspace.folder)
             patch.save(folder.patch)
-            if edit.requests:
-                request_sums.save(edit.requests, folder.sums)
             warnings, history, facts = edit.warnings, edit.history, edit.facts
             # The whole model comes next; where both do not fit, the part that was trained must be gone. Cells of a
             # sweep share one model, and collecting would be most of the time of a small one.
             del edit
-            if is_alone and config.evaluate == "all":
+            if not workspace.is_shared and config.evaluation.evaluate == "all":
                 gc.collect()
             found = Comparison()
             with clock.phase("evaluate"):
-                if config.evaluate == "all":
-                    found = compare(
-                        inputs.load(config, clock.device, dtype, sharing),
-                        tokenizer,
-                        patch,
-                        sets,
-                        progress,
-                        show_forget=config.show_forget,
-                        start=start,
-                        first=config.trained_layers[0],
-                        sharing=sharing,
-                    )
-            written = _report(method, config, command, patch, folder, history, found, warnings, clock)
+                if config.evaluation.evaluate == "all":
+                    found = _compare(workspace, patch, start, sets, config, progress)
+            written = _report(method, config, command, patch, folder, history, found, warnings, clock, workspace.folder)
             written["measured_on"] = measured_on(found.after, sets)
             written["solution"] = list(facts)
             written["reference_refusal_rate"] = refused
-            if config.layers_from is not None:
-                written["layer_search"] = dataclasses.asdict(LayerSearch.load(config.layers_from))
+            written |= provenance or {}
             folder.write_json("per_example.json", {"before": _examples(found.before), "after": _examples(found.after)})
             folder.write_json("environment.json", written["environment"])
             report.write_report(folder.path, written)
@@ -151,7 +124,28 @@ def unlearn(
     )
 
 
-def _patch(edit: protocol.Edit, start: Patch | None, method: SteeringMethod, config: RunConfig) -> Patch:
+def _compare(
+    workspace: Workspace,
+    patch: Patch,
+    start: Patch | None,
+    sets: Sequence[EvalSet],
+    config: RunConfig,
+    progress: Progress,
+) -> Comparison:
+    """Scores before and after; before is measured once for all runs of a workspace on the same sets."""
+    model, tokenizer = workspace.model(), workspace.tokenizer
+    shown = config.evaluation.show_forget
+    progress.phase("measure before and after", 2 * len(sets))
+
+    def read(edit: Patch | None, first: int | None) -> Measured:
+        with workspace.reading(model, first):
+            return measure_edit(model, tokenizer, edit, sets, progress, show_forget=shown)
+
+    before = workspace.before((tuple(sets), shown, config.on), lambda: read(start, None))
+    return compared(before, read(patch, config.trained_layers[0]))
+
+
+def _patch(edit: Edit, start: Patch | None, method: Method, config: RunConfig, base: Path) -> Patch:
     about = config_file.plain(method, config)
     # Where a run is kept is no property of its edit: equal runs give equal patches.
     del about["run"]["out"]
@@ -159,16 +153,16 @@ def _patch(edit: protocol.Edit, start: Patch | None, method: SteeringMethod, con
     patch = Patch.from_parameters(
         edit.model,
         edit.values,
-        base=model_folder(inputs.model_source(config.model), config.revision),
+        base=base,
         method=method_name(method),
         config=about,
         versions={key: versions[key] for key in ("lethe", "torch", "transformers")},
     )
-    return dataclasses.replace(patch.over(start) if start else patch, model=config.model)
+    return dataclasses.replace(patch.over(start) if start else patch, model=config.base.model)
 
 
 def _report(
-    method: SteeringMethod,
+    method: Method,
     config: RunConfig,
     command: str,
     patch: Patch,
@@ -177,17 +171,19 @@ def _report(
     found: Comparison,
     warnings: Sequence[str],
     clock: "_Clock",
+    base_folder: Path,
 ) -> dict[str, Any]:
     """The content of report.json."""
     about = config_file.plain(method, config)
+    settings = {key: value for key, value in about["method"].items() if key != "name"}
     content = folder.patch.read_bytes()
-    base = checkpoint_files(model_folder(inputs.model_source(config.model), config.revision))
+    base = checkpoint_files(base_folder)
     return {
         "format": RUN_FORMAT,
         "command": command,
-        "model": config.model,
-        "method": {"name": about["method"].pop("name"), "source": method.source, "fields": about["method"]},
-        "config": {**about["run"], "train_layers": list(config.trained_layers)},
+        "model": config.base.model,
+        "method": {"name": about["method"]["name"], "source": method.source, "fields": settings},
+        "config": {**config_file.flat(config), "train_layers": list(config.trained_layers)},
         "before": {name: scores.summary() for name, scores in found.before.items()},
         "after": {name: scores.summary() for name, scores in found.after.items()},
         "history": [row.as_dict() for row in history],

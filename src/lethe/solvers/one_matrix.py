@@ -1,13 +1,16 @@
 """The one trained matrix of a layer: its inputs, its orientation, and the proof that the layer is linear in it."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lethe.errors import UnknownModuleError
-from lethe.methods.protocol import SteeringMethod
+from lethe.methods.protocol import Method, SteeringMethod
 from lethe.model.slice import LayerSlice, Recording
+from lethe.solvers.protocol import Cost, Problem
 from lethe.types import Activation, Batch, State
 
 LINEAR = 1e-4
@@ -108,3 +111,27 @@ def _refusal(layers: LayerSlice, found: str) -> UnknownModuleError:
         f"no closed form is known for this edit: {names} {found} (model_type '{layers.model.config.model_type}').\n"
         "Use --solver gradient, or name one matrix of the steered layer that writes into its output (--train-modules)."
     )
+
+
+FP64_WIDTH = 4096
+"""Sums of wider matrices are kept in fp32: at 14336 one of them is 0.8 GB already."""
+
+
+def cost_of_sums(problem: Problem) -> Cost:
+    """A Gram matrix and two products of residuals for each topic, a Gram matrix for what is kept; and their solves."""
+    widths = [math.prod(shape) // problem.d_model for shape in problem.trained.values()]
+    number = 8 if max(widths) <= FP64_WIDTH else 4
+    squares = sum((problem.topics + 1) * p * p + 2 * problem.topics * problem.d_model * p for p in widths)
+    return Cost(nbytes=squares * number, flops=sum(p**3 / 3 + 2 * p * p * problem.d_model for p in widths))
+
+
+def refusal(method: Method, solver: str) -> str | None:
+    """Why a solver of one matrix cannot solve for a method; None if it can."""
+    if not isinstance(method, SteeringMethod):
+        return f"{type(method).__name__} has no targets, which --solver {solver} asks for.\nPass --solver gradient."
+    if method.nu > 0:
+        return (
+            f"'nu' must be 0 for --solver {solver}: noise of mean zero does not move the optimum of least "
+            f"squares. Got {method.nu}.\nPass --solver gradient to train with noise."
+        )
+    return None

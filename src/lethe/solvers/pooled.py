@@ -3,19 +3,83 @@
 Nothing of the model runs while it trains; the closed form (`ridge`) solves the same problem without a loop.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from lethe.errors import DivergedError, EmptyBatchError
-from lethe.methods.protocol import SteeringMethod
+from lethe.errors import DivergedError, EmptyBatchError, UsageError
+from lethe.methods.protocol import Method, SteeringMethod
 from lethe.model.slice import LayerSlice
-from lethe.solvers.one_matrix import matrix_inputs, residual
+from lethe.solvers.one_matrix import check_linear, cost_of_sums, edited, matrix, matrix_inputs, refusal, residual
+from lethe.solvers.protocol import Cost, Edit, Problem, Work
 from lethe.types import Batch, Topic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """AdamW on each matrix's pooled inputs and outputs, as LUNAR's code does."""
+
+    source: ClassVar[str] = "Shen et al. 2025, LUNAR, arXiv 2502.07218; facebookresearch/LUNAR"
+    is_one_matrix: ClassVar[bool] = True
+    keeps_requests: ClassVar[bool] = False
+
+    def accepts(self, method: Method) -> str | None:
+        """A steering method without noise."""
+        return refusal(method, "pooled")
+
+    def as_published(self) -> "Pooled":
+        """Itself: it is the published recipe."""
+        return self
+
+    def cost(self, problem: Problem) -> Cost:
+        """The sums over all rows, and their solves."""
+        return cost_of_sums(problem)
+
+    def solve(self, method: Method, work: Work) -> Edit:
+        """Train each matrix for its own targets on the untouched model.
+
+        Raises: UnknownModuleError if a layer's output is not linear in its matrix; DivergedError; UsageError on top of
+        an earlier run.
+        """
+        assert isinstance(method, SteeringMethod)
+        if work.earlier is not None:
+            raise UsageError("--solver pooled has no sums that a request could be added to.\nPass --solver ridge.")
+        slices, (topics, retain) = work.layers(), work.rows()
+        work.progress.phase("solve (pooled)", len(slices))
+        values: dict[str, Tensor] = {}
+        facts: list[dict[str, Any]] = []
+        for place, layers in enumerate(slices):
+            (name,) = layers.trained
+            work.memo[f"linear {place}"](name, lambda layers=layers: check_linear(layers, topics[0].batches[0]))
+            rng = torch.Generator().manual_seed(work.seed)
+            started = time.perf_counter()
+            x, gained = collect_rows(layers, method, topics, retain, rng)
+            read = time.perf_counter()
+            fit = Recipe().fit(matrix(layers), x, gained, rng)
+            values |= edited(layers, fit.delta)
+            facts.append(
+                {
+                    "matrix": name,
+                    "solver": "pooled",
+                    "losses": list(fit.losses),
+                    "solve_seconds": time.perf_counter() - read,
+                    "accumulate_seconds": read - started,
+                    "tokens": len(x),
+                }
+            )
+            work.progress.advance(name)
+        return Edit(
+            model=slices[0].model,
+            values=values,
+            facts=tuple(facts),
+            recording_seconds=sum(layers.recording_seconds for layers in slices),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,7 +92,7 @@ class Fit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pooled:
+class Recipe:
     """AdamW from the original matrix on the plain mean over rows: a forget row weighs as much as a retain row.
 
     Source: facebookresearch/LUNAR (arXiv 2502.07218), in fp32 where its code has bf16 throughout.

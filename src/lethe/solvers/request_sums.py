@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lethe.errors import RunFolderError, UnknownNameError, UsageError
-from lethe.runs.run_folder import RunFolder
 from lethe.solvers.sums import Moments
 from lethe.system.atomic_files import replacing
 from lethe.types import RUN_FORMAT
@@ -93,15 +92,14 @@ def save(requests: Sequence[Request], path: Path) -> None:
         save_file(tensors, partial, metadata={"lethe": content})
 
 
-def load(run: Path) -> tuple[Request, ...]:
-    """The requests of a run folder.
+def load(path: Path) -> tuple[Request, ...]:
+    """The requests that `save` wrote.
 
-    Raises: RunFolderError if it kept none, or the file is damaged.
+    Raises: RunFolderError if there are none, or the file is damaged.
     """
-    path = RunFolder(run).sums
     if not path.is_file():
         raise RunFolderError(
-            f"{run} kept no sums, so no request can be added to it or withdrawn in closed form.\n"
+            f"{path.parent} kept no sums, so no request can be added to it or withdrawn in closed form.\n"
             "Make it with --solver ridge (and without --no-keep-sums), or pass --solver gradient."
         )
     try:

@@ -1,25 +1,24 @@
 """Edits of one matrix per layer: the least squares of a new request together with those made before."""
 
+import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from lethe.errors import InvalidValueError, UsageError
-from lethe.methods.protocol import Shift, SteeringMethod
+from lethe.methods.protocol import Method, Shift, SteeringMethod
 from lethe.model.slice import LayerSlice
-from lethe.runs import config as configs
-from lethe.runs.config import RunConfig
-from lethe.runs.sharing import Sharing
-from lethe.solvers import least_squares, one_matrix, pooled, request_sums
+from lethe.solvers import least_squares, request_sums
 from lethe.solvers import sums as sums_module
 from lethe.solvers.least_squares import Solution, Term
+from lethe.solvers.one_matrix import FP64_WIDTH, check_linear, cost_of_sums, edited, matrix_inputs, refusal
+from lethe.solvers.protocol import Cost, Edit, Problem, Work
 from lethe.solvers.request_sums import Request, Sums
 from lethe.solvers.sums import Moments
-from lethe.system.progress import Progress
 from lethe.types import Batch, Topic
 
 HELD_OUT = 5
@@ -30,108 +29,134 @@ LAM = 1e-3
 """Lambda where there are too few batches to hold one out, or no sums to choose it with."""
 
 
-FP64_WIDTH = 4096
-"""Sums of wider matrices are kept in fp32: at 14336 one of them is 0.8 GB already."""
-
-
 Thing = TypeVar("Thing")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ClosedForm:
-    """The solved edit."""
+@dataclass(frozen=True, kw_only=True)
+class Ridge:
+    """Least squares in closed form, for one matrix of each trained layer: the optimum, without a step."""
 
-    values: dict[str, Tensor] = field(repr=False)
-    """New value of each edited parameter."""
-    requests: tuple[Request, ...] = ()
-    """All requests that it is the solution for; empty if no sums were kept."""
-    facts: tuple[dict[str, Any], ...] = ()
-    """Per matrix: losses, lambda, rows and seconds, for the report."""
+    source: ClassVar[str] = "Lethe's own: a steering loss at one layer is linear least squares in its output matrix"
+    is_one_matrix: ClassVar[bool] = True
+    keeps_requests: ClassVar[bool] = True
 
+    lam: float | None = None
+    """Weight of the distance to the untouched matrix, as a multiple of the mean diagonal of the normal equations'
+    matrix; by default the best of several on held-out rows."""
+    keep_sums: bool = True
+    """Keep the sums that the solution is made of, so that requests can be added and withdrawn later; without, methods
+    that add one vector are solved by conjugate gradients, without a square matrix."""
 
-def check(method: SteeringMethod, config: RunConfig) -> None:
-    """Refuse settings that these solvers have no answer for.
+    def __post_init__(self) -> None:
+        if self.lam is not None and not (self.lam >= 0 and math.isfinite(self.lam)):
+            raise InvalidValueError(f"'lam' must be a number of 0 or more. Got {self.lam}.")
 
-    Raises: InvalidValueError, UsageError.
-    """
-    if method.nu > 0:
-        raise InvalidValueError(
-            f"'nu' must be 0 for --solver {config.solver}: noise of mean zero does not move the optimum of least "
-            f"squares. Got {method.nu}.\nPass --solver gradient to train with noise."
-        )
-    if config.as_published and config.solver == "ridge" and method.reads == "texts":
-        raise UsageError("--as-published repeats the authors' training loop.\nPass --solver gradient.")
-    if config.solver == "pooled" and config.on is not None:
-        raise UsageError("--solver pooled has no sums that a request could be added to.\nPass --solver ridge.")
+    def accepts(self, method: Method) -> str | None:
+        """A steering method without noise."""
+        return refusal(method, "ridge")
 
+    def as_published(self) -> "Ridge":
+        """Itself: it solves what the authors' loops approach."""
+        return self
 
-def solve(
-    method: SteeringMethod,
-    config: RunConfig,
-    slices: Iterable[LayerSlice],
-    topics: Sequence[Topic],
-    retain: Sequence[Batch],
-    earlier: Sequence[Request],
-    progress: Progress,
-    sharing: Sharing | None = None,
-) -> ClosedForm:
-    """Solve each layer of `slices` for its own targets on the untouched model; `earlier` requests are solved again.
+    def cost(self, problem: Problem) -> Cost:
+        """The sums over all rows, and their solves."""
+        return cost_of_sums(problem)
 
-    Raises: UnknownModuleError if a layer's output is not linear in its matrix; InvalidValueError for a lambda of 0
-    with a singular problem; UsageError if the earlier requests edit other matrices.
-    """
-    sharing = sharing or Sharing()
-    slices = list(slices)
-    request_sums.check_fit(earlier, config.out.name, [name for layers in slices for name in layers.trained])
-    progress.phase(f"solve ({config.solver})", len(slices))
-    values, facts, sums = {}, [], {}
-    for layers in slices:
-        rng = torch.Generator().manual_seed(config.seed)
-        (name,) = layers.trained
-        sharing.once("linear", name, lambda layers=layers: one_matrix.check_linear(layers, topics[0].batches[0]))
-        if config.solver == "pooled":
-            delta, found = _pooled(method, layers, topics, retain, rng)
-        elif config.keep_sums or not isinstance(method, Shift):
-            started = time.perf_counter()
-            hold_out = config.lam is None
-            sums[name] = sharing.once(
-                f"sums {len(sums)}",
-                (configs.of_corpora(config), name, hold_out, _without_weights(method)),
-                lambda layers=layers, rng=rng, held=hold_out: _sums(method, layers, topics, retain, rng, hold_out=held),
-            )
-            seconds = time.perf_counter() - started
-            request = Request(
-                name=config.out.name, coefficient=getattr(method, method.coefficient), sums={name: sums[name]}
-            )
-            delta, found = solve_requests((*earlier, request), name, method.alpha, config.lam)
-            found |= {"accumulate_seconds": seconds}
+    def solve(self, method: Method, work: Work) -> Edit:
+        """Solve each layer for its own targets on the untouched model; earlier requests are solved again with it.
+
+        Raises: UnknownModuleError if a layer's output is not linear in its matrix; InvalidValueError for a lambda of 0
+        with a singular problem; UsageError if the earlier requests edit other matrices.
+        """
+        assert isinstance(method, SteeringMethod)
+        earlier = request_sums.load(work.earlier) if work.earlier is not None else ()
+        slices = work.layers()
+        work.progress.phase("solve (ridge)", len(slices))
+        names = [name for layers in slices for name in layers.trained]
+        if work.withdraw is not None:
+            held = request_sums.withdraw(earlier, work.withdraw)
+            request_sums.check_fit(held, "", names)
+            sums = {}
         else:
-            delta, found = _conjugate_gradients(method, config, layers, topics, retain, rng)
-        values |= one_matrix.edited(layers, delta)
-        facts.append({"matrix": name, "solver": config.solver, **found})
-        progress.advance(name)
-    if not (sums and config.keep_sums):
-        return ClosedForm(values=values, facts=tuple(facts))
-    new = Request(name=config.out.name, coefficient=getattr(method, method.coefficient), sums=sums)
-    return ClosedForm(values=values, facts=tuple(facts), requests=(*earlier, new))
+            request_sums.check_fit(earlier, work.name, names)
+            sums = self._sums(method, slices, work)
+            held = (*earlier, *_requests(method, work.name, sums))
+        values: dict[str, Tensor] = {}
+        facts: list[dict[str, Any]] = []
+        for layers, name in zip(slices, names, strict=True):
+            if sums or work.withdraw is not None:
+                delta, found = solve_requests(held, name, method.alpha, self.lam)
+                found |= {"accumulate_seconds": sums[name][1]} if sums else {}
+            else:
+                delta, found = self._conjugate_gradients(method, layers, work)
+            values |= edited(layers, delta)
+            facts.append({"matrix": name, "solver": "ridge", **found})
+            work.progress.advance(name)
+        if held and (self.keep_sums or work.withdraw is not None) and work.sums is not None:
+            request_sums.save(held, work.sums)
+        return Edit(
+            model=slices[0].model,
+            values=values,
+            facts=tuple(facts),
+            recording_seconds=sum(layers.recording_seconds for layers in slices),
+        )
+
+    def _sums(self, method: SteeringMethod, slices: Sequence[LayerSlice], work: Work) -> dict[str, tuple[Sums, float]]:
+        """By matrix, the sums of this request and the seconds that they took; none where they are not needed."""
+        topics, retain = work.rows()
+        if isinstance(method, Shift) and not self.keep_sums:
+            if work.earlier is not None:
+                raise UsageError(
+                    "without its sums a request cannot be put on an earlier one.\nLeave --no-keep-sums out."
+                )
+            return {}
+        found: dict[str, tuple[Sums, float]] = {}
+        hold_out = self.lam is None
+        for place, layers in enumerate(slices):
+            (name,) = layers.trained
+            work.memo[f"linear {place}"](name, lambda layers=layers: check_linear(layers, topics[0].batches[0]))
+            started = time.perf_counter()
+            sums = work.memo[f"sums {place}"](
+                (work.rows_key, name, hold_out, _without_weights(method)),
+                lambda layers=layers: _sums(
+                    method, layers, topics, retain, torch.Generator().manual_seed(work.seed), hold_out=hold_out
+                ),
+            )
+            found[name] = sums, time.perf_counter() - started
+        return found
+
+    def _conjugate_gradients(
+        self, method: SteeringMethod, layers: LayerSlice, work: Work
+    ) -> tuple[Tensor, dict[str, Any]]:
+        assert isinstance(method, Shift)
+        topics, retain = work.rows()
+        rng = torch.Generator().manual_seed(work.seed)
+        check_linear(layers, topics[0].batches[0])
+        started = time.perf_counter()
+        rows, shifts = [], []
+        for topic in topics:
+            shifts.append(method.shift(method.prepare(layers, topic, rng)))
+            rows.append(torch.cat([matrix_inputs(layers, batch)[0] for batch in topic.batches]))
+        kept = torch.cat([matrix_inputs(layers, batch)[0] for batch in retain])
+        read = time.perf_counter() - started
+        started = time.perf_counter()
+        found = least_squares.solve_shift(
+            least_squares.Rows(forget=tuple(rows), retain=kept),
+            shifts,
+            alpha=method.alpha,
+            lam=LAM if self.lam is None else self.lam,
+        )
+        facts = _facts(found, time.perf_counter() - started)
+        tokens = {"forget_tokens": sum(map(len, rows)), "retain_tokens": len(kept)}
+        return found.delta, facts | tokens | {"accumulate_seconds": read}
 
 
-def solve_again(
-    method: SteeringMethod, config: RunConfig, slices: Iterable[LayerSlice], held: Sequence[Request]
-) -> ClosedForm:
-    """The edit for these requests and no other, from their sums alone.
-
-    Raises: UsageError if they edit other matrices than the slices'.
-    """
-    slices = list(slices)
-    request_sums.check_fit(held, "", [name for layers in slices for name in layers.trained])
-    values, facts = {}, []
-    for layers in slices:
-        (name,) = layers.trained
-        delta, found = solve_requests(held, name, method.alpha, config.lam)
-        values |= one_matrix.edited(layers, delta)
-        facts.append({"matrix": name, "solver": config.solver, **found})
-    return ClosedForm(values=values, facts=tuple(facts), requests=tuple(held))
+def _requests(method: SteeringMethod, name: str, sums: Mapping[str, tuple[Sums, float]]) -> tuple[Request, ...]:
+    if not sums:
+        return ()
+    coefficient = getattr(method, method.coefficient)
+    return (Request(name=name, coefficient=coefficient, sums={matrix: of for matrix, (of, _) in sums.items()}),)
 
 
 def solve_requests(
@@ -217,53 +242,6 @@ def _split(batches: Sequence[Thing], hold_out: bool) -> tuple[list[Thing], list[
     every = min(HELD_OUT, len(batches))
     held = list(batches[every - 1 :: every])
     return [batch for i, batch in enumerate(batches) if i % every != every - 1], held
-
-
-def _conjugate_gradients(
-    method: Shift,
-    config: RunConfig,
-    layers: LayerSlice,
-    topics: Sequence[Topic],
-    retain: Sequence[Batch],
-    rng: torch.Generator,
-) -> tuple[Tensor, dict[str, Any]]:
-    started = time.perf_counter()
-    rows, shifts = [], []
-    for topic in topics:
-        shifts.append(method.shift(method.prepare(layers, topic, rng)))
-        rows.append(torch.cat([one_matrix.matrix_inputs(layers, batch)[0] for batch in topic.batches]))
-    kept = torch.cat([one_matrix.matrix_inputs(layers, batch)[0] for batch in retain])
-    read = time.perf_counter() - started
-    started = time.perf_counter()
-    found = least_squares.solve_shift(
-        least_squares.Rows(forget=tuple(rows), retain=kept),
-        shifts,
-        alpha=method.alpha,
-        lam=LAM if config.lam is None else config.lam,
-    )
-    facts = _facts(found, time.perf_counter() - started)
-    tokens = {"forget_tokens": sum(map(len, rows)), "retain_tokens": len(kept)}
-    return found.delta, facts | tokens | {"accumulate_seconds": read}
-
-
-def _pooled(
-    method: SteeringMethod,
-    layers: LayerSlice,
-    topics: Sequence[Topic],
-    retain: Sequence[Batch],
-    rng: torch.Generator,
-) -> tuple[Tensor, dict[str, Any]]:
-    started = time.perf_counter()
-    x, residual = pooled.collect_rows(layers, method, topics, retain, rng)
-    read = time.perf_counter() - started
-    started = time.perf_counter()
-    found = pooled.Pooled().fit(one_matrix.matrix(layers), x, residual, rng)
-    return found.delta, {
-        "losses": list(found.losses),
-        "solve_seconds": time.perf_counter() - started,
-        "accumulate_seconds": read,
-        "tokens": len(x),
-    }
 
 
 def _facts(found: Solution, seconds: float) -> dict[str, Any]:

@@ -11,12 +11,11 @@ from typing import Literal
 from lethe.errors import DivergedError, RunFolderError, UsageError
 from lethe.model.hidden_cache import Starts
 from lethe.model.layers import d_model, trainable_names
-from lethe.model.loading import load_tokenizer, skeleton
 from lethe.model.recordings import Cut, Recordings, Store
-from lethe.runs import config as configs
-from lethe.runs import config_file, inputs, solve, unlearn
-from lethe.runs.kept import Kept
+from lethe.runs import config_file, unlearn
 from lethe.runs.run_folder import RunFolder
+from lethe.runs.workspace import Workspace
+from lethe.solvers.gradient import Gradient
 from lethe.sweeps.grid import Cell
 from lethe.sweeps.spec import Sweep
 from lethe.system import machine
@@ -56,25 +55,25 @@ def run_group(
         return {}
     # A folder of its own for each group: the name of a cell stands in one group only.
     cache = spec.out / "cache" / open_cells[0].name
-    with machine.threads(spec.config.threads), keeping(spec, todo, cache) as kept:
-        found = plan(spec, open_cells, kept, count=len(open_cells), workers=workers)
-        provide(spec, open_cells, found, cache, kept, workers=workers)
-        return run_cells(open_cells, kept, command, progress or Progress())
+    with machine.threads(spec.config.base.threads), shared(spec, todo, cache) as workspace:
+        found = plan(spec, open_cells, workspace, count=len(open_cells), workers=workers)
+        provide(spec, open_cells, found, cache, workspace, workers=workers)
+        return run_cells(open_cells, workspace, command, progress or Progress())
 
 
 @contextlib.contextmanager
-def keeping(spec: Sweep, todo: Sequence[Cell], cache: Path) -> Iterator[Kept]:
-    """What is kept for cells, and given up in the end."""
-    depth = None if spec.config.evaluate == "all" else max(cell.config.layer for cell in todo) + 1
-    kept = Kept(depth=depth)
+def shared(spec: Sweep, todo: Sequence[Cell], cache: Path) -> Iterator[Workspace]:
+    """The workspace that cells share, given up in the end."""
+    depth = None if spec.config.evaluation.evaluate == "all" else max(cell.config.layer for cell in todo) + 1
+    workspace = Workspace(spec.config.base, share=True, depth=depth)
     try:
-        yield kept
+        yield workspace
     finally:
-        kept.clear()
+        workspace.clear()
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def run_cells(todo: Sequence[Cell], kept: Kept, command: str, progress: Progress) -> dict[str, str]:
+def run_cells(todo: Sequence[Cell], workspace: Workspace, command: str, progress: Progress) -> dict[str, str]:
     """Run the cells that are not complete; what went wrong with those that diverged, by name."""
     failed: dict[str, str] = {}
     for cell in todo:
@@ -83,7 +82,9 @@ def run_cells(todo: Sequence[Cell], kept: Kept, command: str, progress: Progress
             RunFolder(cell.config.out).drop_checkpoint()
         else:
             try:
-                unlearn.unlearn(cell.method, cell.config, command=command, progress=_Warnings(progress), sharing=kept)
+                unlearn.unlearn(
+                    cell.method, cell.config, command=command, progress=_Warnings(progress), workspace=workspace
+                )
             except DivergedError as error:
                 failed[cell.name] = str(error).partition("\n")[0]
                 progress.warn(f"{cell.name}: {failed[cell.name]}")
@@ -108,7 +109,7 @@ def is_complete(cell: Cell) -> bool:
 
 
 def plan(
-    spec: Sweep, todo: Sequence[Cell], kept: Kept, *, count: int, done: int = 0, workers: int = 1
+    spec: Sweep, todo: Sequence[Cell], workspace: Workspace, *, count: int, done: int = 0, workers: int = 1
 ) -> tuple[Sharable, tuple[Cut, ...]]:
     """What cells can share, estimated from the rows of the first one, and the slices to record together.
 
@@ -117,29 +118,25 @@ def plan(
     Raises: UsageError if the recordings do not fit the disk that they may take; any error of the corpora.
     """
     config = todo[0].config
-    source = inputs.model_source(config.model)
-    part = skeleton(source, layers=max(cell.config.layer for cell in todo) + 1, revision=config.revision)
+    part = workspace.skeleton(max(cell.config.layer for cell in todo) + 1)
     cuts: dict[Cut, None] = {}
     for cell in todo:
-        if cell.config.solver == "gradient":
+        if isinstance(cell.config.solver, Gradient):
             trained = cell.config.trained_layers
             names = [trainable_names(part, layer, cell.config.train_modules) for layer in trained]
             cuts[trained[0], cell.config.layer + 1, sum(names, ())] = None
     if not cuts or spec.cache == "none":
         return Sharable(cells=count, done=done, slices=len(cuts), nbytes=0, place="none", together=False), ()
-    device = machine.find_device(config.device)
-    dtype = inputs.find_dtype(config.dtype, source, config.revision, device)
-    tokenizer = kept.once("tokenizer", (source, config.revision), lambda: load_tokenizer(source, config.revision))
-    rows = configs.of_corpora(config)
-    material = kept.once("material", (spec.method.reads, rows), lambda: solve.read(spec.method, config, tokenizer))
-    batches = kept.once("plan", rows, lambda: solve.schedule(config, material, tokenizer))
-    distinct = {id(b): b for step in range(batches.steps * config.accumulate) for b in batches.at(step)[1:]}
+    solver = next(cell.config.solver for cell in todo if isinstance(cell.config.solver, Gradient))
+    corpora = workspace.corpora(config.data, spec.method.reads)
+    batches = workspace.schedule(config, corpora, solver.steps, solver.accumulate)
+    distinct = {id(b): b for step in range(batches.steps) for b in batches.at(step)[1:]}
     tokens = sum(batch.input_ids.numel() for batch in distinct.values())
-    state = tokens * d_model(part) * dtype.itemsize
+    state = tokens * d_model(part) * workspace.dtype.itemsize
     # A state at each boundary, which neighbours share, and the attention's output in each slice's first layer.
     boundaries = {place for start, stop, _ in cuts for place in (start, stop)}
     whole, single = state * (len(boundaries) + len(cuts)), 3 * state
-    place, together = _place(spec, whole, single, machine.free_bytes(device) // (2 * workers), workers)
+    place, together = _place(spec, whole, single, machine.free_bytes(workspace.device) // (2 * workers), workers)
     nbytes = whole if together else single
     found = Sharable(cells=count, done=done, slices=len(cuts), nbytes=nbytes, place=place, together=together)
     return found, tuple(cuts) if together else ()
@@ -150,20 +147,20 @@ def provide(
     todo: Sequence[Cell],
     found: tuple[Sharable, tuple[Cut, ...]],
     cache: Path,
-    kept: Kept,
+    workspace: Workspace,
     *,
     workers: int = 1,
 ) -> None:
     """Make room for what the plan keeps."""
     shared, cuts = found
-    free = machine.free_bytes(machine.find_device(spec.config.device)) // workers
+    free = machine.free_bytes(workspace.device) // workers
     on_disk = shared.place == "disk"
     if shared.place != "none":
         limit = _disk_bytes(spec) // workers if on_disk else free // 2
-        kept.recordings = Recordings(Store(limit, cache if on_disk else None), cuts)
-    if spec.cache != "none" and spec.config.evaluate == "all":
+        workspace.recordings = Recordings(Store(limit, cache if on_disk else None), cuts)
+    if spec.cache != "none" and spec.config.evaluation.evaluate == "all":
         starts = {cell.config.trained_layers[0] for cell in todo}
-        kept.starts = Starts(sorted(starts), Store(free // 4))
+        workspace.hidden = Starts(sorted(starts), Store(free // 4))
 
 
 def describe(found: Sharable) -> str:

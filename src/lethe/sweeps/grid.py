@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from lethe.errors import InvalidValueError, UnknownNameError, UsageError
-from lethe.methods.protocol import SteeringMethod
-from lethe.runs.config import RunConfig
+from lethe.methods.protocol import Method
+from lethe.runs.config import SECTIONS, RunConfig, RunSettings
 from lethe.system.plugins import nearest
 
 
@@ -56,7 +56,7 @@ FIXED = {
         ),
         "Make one sweep for each value: cells are compared, so all are measured on the same questions.",
     ),
-    **dict.fromkeys(("on", "withdraw", "layers_from"), "A sweep starts from the untouched model."),
+    **dict.fromkeys(("on", "withdraw"), "A sweep starts from the untouched model."),
 }
 """Settings that are the same for all cells, and what to do instead."""
 
@@ -71,13 +71,13 @@ class Cell:
 
     name: str
     """Its folder's name."""
-    method: SteeringMethod
+    method: Method
     config: RunConfig
     settings: dict[str, Any]
     """By field of the method or of RunConfig, without the seed."""
 
 
-def parse(words: Sequence[str], method: SteeringMethod) -> Axes:
+def parse(words: Sequence[str], method: Method, config: RunConfig) -> Axes:
     """The values of each setting from words like `layer=3,7,11`; several numbers as one value are joined by `+`.
 
     A number may have a range, `beta=1..10` or `lr=1e-5..1e-3:log`.
@@ -87,7 +87,7 @@ def parse(words: Sequence[str], method: SteeringMethod) -> Axes:
     """
     if not words:
         raise UsageError("the grid is empty.\nName settings and values: --grid layer=3,7,11 beta=2,3,5")
-    kinds = {f.name: f.type for f in (*dataclasses.fields(RunConfig), *dataclasses.fields(method))}
+    kinds = {**_kinds(config), **{field.name: field.type for field in dataclasses.fields(method)}}
     axes: dict[str, tuple[Any, ...] | Range] = {}
     for word in words:
         key, is_assigned, values = word.partition("=")
@@ -114,7 +114,7 @@ def parse(words: Sequence[str], method: SteeringMethod) -> Axes:
     return axes
 
 
-def cells(method: SteeringMethod, config: RunConfig, axes: Axes, seeds: Sequence[int], folder: Path) -> list[Cell]:
+def cells(method: Method, config: RunConfig, axes: Axes, seeds: Sequence[int], folder: Path) -> list[Cell]:
     """Every combination of values with every seed, in an order in which neighbours share most.
 
     A range stands for its ends; whole numbers that decide what is recorded stand for themselves.
@@ -138,7 +138,7 @@ def cells(method: SteeringMethod, config: RunConfig, axes: Axes, seeds: Sequence
                 Cell(
                     name=name,
                     method=dataclasses.replace(method, **of_method),
-                    config=dataclasses.replace(config, **of_run, seed=seed, out=folder / name),
+                    config=config.changed(**of_run, seed=seed, out=folder / name),
                     settings=settings,
                 )
             )
@@ -153,6 +153,14 @@ def cells(method: SteeringMethod, config: RunConfig, axes: Axes, seeds: Sequence
             "two values of the grid give the same folder name.\nName files that differ in more than signs."
         )
     return found
+
+
+def _kinds(config: RunConfig) -> dict[str, Any]:
+    """The type of every setting of a run by name, those of its sections and of its solver among them."""
+    sections = [getattr(config, name) for name in SECTIONS]
+    parts: list[Any] = [RunSettings, *sections, config.solver]
+    fields = (field for part in parts for field in dataclasses.fields(part))
+    return {**{field.name: field.type for field in fields}, "solver": str}
 
 
 def _rank(name: str, of_method: set[str]) -> int:

@@ -46,22 +46,23 @@ def ladder(spec: Sweep) -> tuple[Rung, ...]:
         )
     if "steps" in spec.axes:
         raise UsageError("'steps' cannot stand in the grid with --halving: its rungs differ in them.\nPass --steps N.")
-    if "ridge" in (spec.config.solver, *spec.axes.get("solver", ())):  # type: ignore[misc]
-        raise UsageError("--solver ridge takes no steps that --halving could cut.\nLeave --halving out.")
+    named = sorted({cell.config.solver_name for cell in cells if cell.config.solver.is_one_matrix})
+    if named:
+        raise UsageError(f"--solver {named[0]} takes no steps that --halving could cut.\nLeave --halving out.")
+    steps = cells[0].config.settings()["steps"]
     counts = [settings]
     while counts[-1] > LAST:
         counts.append(max(LAST, counts[-1] // ETA))
     cut = ETA ** (len(counts) - 1)
-    of_corpora = {(cell.config.forget, cell.config.text_field): cell.config for cell in cells}
-    fewest = FEWEST * max(map(inputs.count_topics, of_corpora.values()))
-    if spec.config.steps // cut < fewest:
+    of_corpora = {cell.config.data for cell in cells}
+    fewest = FEWEST * max(map(inputs.count_topics, of_corpora))
+    if steps // cut < fewest:
         raise UsageError(
-            f"the first rung of {settings} settings has {spec.config.steps // cut} of {spec.config.steps} steps, and "
+            f"the first rung of {settings} settings has {steps // cut} of {steps} steps, and "
             f"needs {fewest}.\nPass --steps {fewest * cut} or more, or leave --halving out."
         )
     return tuple(
-        Rung(steps=spec.config.steps // ETA ** (len(counts) - 1 - number), settings=count)
-        for number, count in enumerate(counts)
+        Rung(steps=steps // ETA ** (len(counts) - 1 - number), settings=count) for number, count in enumerate(counts)
     )
 
 
@@ -101,7 +102,7 @@ def halve(spec: Sweep, run: Callable[[Sequence[Cell], str], dict[str, str]]) -> 
 def at(cell: Cell, rung: Rung, spec: Sweep) -> Cell:
     """The cell as it is trained on a rung before the last."""
     folder = spec.out / "rungs" / str(rung.steps) / cell.name
-    return replace(cell, config=replace(cell.config, steps=rung.steps, out=folder))
+    return replace(cell, config=cell.config.changed(steps=rung.steps, out=folder))
 
 
 def describe(rungs: Sequence[Rung]) -> str:

@@ -103,9 +103,9 @@ def run_cells(
     LetheError for a group whose workers died again and again.
     """
     ray = _import_ray()
-    if spec.config.device.startswith("cuda:"):
+    if spec.config.base.device.startswith("cuda:"):
         raise UsageError(
-            f"Ray gives each worker a GPU of its own, and {spec.config.device} names one.\nPass --device cuda."
+            f"Ray gives each worker a GPU of its own, and {spec.config.base.device} names one.\nPass --device cuda."
         )
     beside = min(len(groups), workers or len(groups))
     with _connected(ray):
@@ -234,12 +234,12 @@ def _await_folders(finished: Sequence[Cell]) -> None:
 def _needs(spec: Sweep, groups: Sequence[Sequence[Cell]], machines: Sequence[dict[str, float]], beside: int) -> _Needs:
     deepest = max((cell for group in groups for cell in group), key=lambda cell: cell.config.layer)
     cost = plan(deepest.config, reads=deepest.method.reads)
-    gpus = 1 if machine_module.find_device(spec.config.device).type == "cuda" else 0
+    gpus = 1 if machine_module.find_device(spec.config.base.device).type == "cuda" else 0
     able = [int(m["CPU"]) for m in machines if m.get("CPU", 0) >= 1 and m.get("GPU", 0) >= gpus]
     # All groups at once, if each machine takes its part of them.
     share = min(able, default=1) // math.ceil(beside / max(1, len(able)))
     return _Needs(
-        num_cpus=spec.config.threads or max(1, share),
+        num_cpus=spec.config.base.threads or max(1, share),
         num_gpus=gpus,
         memory=int(1e9 * (max(cost.weights_gb, cost.evaluation_gb) + cost.training_gb)) + PROCESS_BYTES,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lethe.methods.protocol import SteeringMethod
+from lethe.methods.protocol import Method
 from lethe.report.record import read_run
 from lethe.runs.config_file import method_name
 from lethe.sweeps.grid import Cell
@@ -160,9 +160,7 @@ class Outcomes:
         return {"multiple_choice": "accuracy", "exact_match": "exact answers"}.get(self.metric or "", self.metric or "")
 
 
-def read(
-    method: SteeringMethod, cells: Sequence[Cell], *, floor: float, out: Path, stopped: int | None = None
-) -> Outcomes:
+def read(method: Method, cells: Sequence[Cell], *, floor: float, out: Path, stopped: int | None = None) -> Outcomes:
     """The outcomes of complete cells of the sweep in `out`, from their folders.
 
     `stopped` are the steps of a rung that is not the last.
@@ -191,7 +189,7 @@ def read(
         )
     axes = {name: tuple(dict.fromkeys(cell.settings[name] for cell in cells)) for name in cells[0].settings}
     return Outcomes(
-        model=cells[0].config.model,
+        model=cells[0].config.base.model,
         method=method_name(method),
         axes=axes,
         metric=metric,

@@ -1,13 +1,13 @@
 """What is swept: the grid, its seeds, and by what its cells are chosen."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lethe.__version__ import __version__
 from lethe.errors import InvalidValueError, UsageError
-from lethe.methods.protocol import SteeringMethod
+from lethe.methods.protocol import Method
 from lethe.runs import config_file as configs
 from lethe.runs.config import RunConfig
 from lethe.sweeps.grid import Axes, Cell, Range, cells
@@ -24,7 +24,7 @@ Engine = Literal["local", "ray", "optuna"]
 class Sweep:
     """What is swept, and where it is written."""
 
-    method: SteeringMethod
+    method: Method
     config: RunConfig
     """Settings of every cell but those of the grid."""
     axes: Axes
@@ -62,7 +62,7 @@ class Sweep:
             raise InvalidValueError(f"'disk_gb' must be a positive number. Got {self.disk_gb}.")
         if self.finalists and self.proxy is None:
             raise UsageError("'finalists' are measured on more questions than the others.\nPass --proxy N as well.")
-        limit = self.config.limit
+        limit = self.config.evaluation.limit
         if self.proxy is not None and limit is not None and self.proxy >= limit:
             raise UsageError(
                 f"--proxy {self.proxy} is no fewer questions than --limit {limit}.\nPass a smaller --proxy."
@@ -76,10 +76,10 @@ class Sweep:
             if value is not None and not 0 < value <= 1:
                 raise InvalidValueError(f"'{name}' must be in (0, 1]. Got {value}.")
         ranks = self.finalists or self.calibrate is not None or self.halving or self.engine == "optuna"
-        if self.config.evaluate == "none" and ranks:
+        if self.config.evaluation.evaluate == "none" and ranks:
             raise UsageError("nothing is measured, so there is nothing to rank by.\nLeave --evaluate none out.")
-        if self.config.on is not None or self.config.layers_from is not None:
-            raise UsageError("a sweep starts from the untouched model.\nLeave --on and --layers-from out.")
+        if self.config.on is not None:
+            raise UsageError("a sweep starts from the untouched model.\nLeave --on out.")
         self._check_engine()
 
     def _check_engine(self) -> None:
@@ -106,7 +106,7 @@ class Sweep:
 
         Raises: UsageError, InvalidValueError.
         """
-        config = self.config if self.proxy is None else replace(self.config, limit=self.proxy)
+        config = self.config if self.proxy is None else self.config.changed(limit=self.proxy)
         return cells(self.method, config, self.axes if axes is None else axes, self.seeds, self.out / "cells")
 
 

@@ -10,13 +10,10 @@ from pathlib import Path
 
 from lethe.errors import DivergedError, RunFolderError
 from lethe.evaluation.calibrate import Mixed, calibrate
-from lethe.model.loading import load_tokenizer
 from lethe.model.patch import Patch
-from lethe.runs import config_file as configs
-from lethe.runs import inputs, solve
-from lethe.runs.kept import Kept
+from lethe.runs.config_file import read_run_config
 from lethe.runs.run_folder import RunFolder
-from lethe.runs.sets_of_run import of_run
+from lethe.runs.workspace import Workspace
 from lethe.sweeps import cells as cells_module
 from lethe.sweeps import halving, optuna_search, outcomes
 from lethe.sweeps.cells import Sharable, is_complete, run_cells
@@ -48,14 +45,14 @@ def sweep(
     progress = progress or Progress()
     # Of a search these are the ends of its ranges, and every layer that it may come to.
     all_cells = spec.cells()
+    base = Workspace(spec.config.base)
     for cell in all_cells:
-        inputs.check_layer(cell.config)
+        base.check_layer(cell.config.layer)
     rungs = halving.ladder(spec) if spec.halving else ()
-    device = machine.find_device(spec.config.device)
     cache = spec.out / "cache"
-    with locked(spec.out, about(spec)), machine.threads(spec.config.threads):
+    with locked(spec.out, about(spec)), machine.threads(spec.config.base.threads):
         shutil.rmtree(cache, ignore_errors=True)
-        with cells_module.keeping(spec, all_cells, cache) as kept:
+        with cells_module.shared(spec, all_cells, cache) as workspace:
             seeds = len(dict.fromkeys(spec.seeds))
             count = {"optuna": spec.trials * seeds}.get(spec.engine, len(all_cells))
             if rungs:
@@ -69,31 +66,33 @@ def sweep(
                     Sharable(cells=count, done=done, slices=0, nbytes=0, place="none", together=False, groups=groups)
                 )
             elif todo:
-                planned = cells_module.plan(spec, todo, kept, count=count, done=done)
+                planned = cells_module.plan(spec, todo, workspace, count=count, done=done)
                 on_plan(planned[0])
-                cells_module.provide(spec, todo, planned, cache, kept)
+                cells_module.provide(spec, todo, planned, cache, workspace)
             started = time.perf_counter()
-            work = _Work(spec, kept, command, progress)
+            work = _Work(spec, workspace, command, progress)
             found, tried, failed = work.through(all_cells)
             if spec.finalists:
                 names = [point.settings for point in found.ranked()[: spec.finalists]]
                 finals = [
-                    replace(c, config=replace(c.config, limit=spec.config.limit, out=spec.out / "finals" / c.name))
+                    replace(
+                        c, config=c.config.changed(limit=spec.config.evaluation.limit, out=spec.out / "finals" / c.name)
+                    )
                     for c in tried
                     if c.settings in names and c.name not in failed
                 ]
                 failed |= work(finals, "finalists")
                 found = outcomes.joined(found, _read(spec, finals, failed))
             if spec.calibrate is not None:
-                found = _calibrated(spec, found, kept, progress)
+                found = _calibrated(spec, found, workspace, progress)
             found = replace(
                 found,
                 failed=failed,
                 seconds=time.perf_counter() - started,
-                device=str(device),
+                device=str(workspace.device),
                 command=command,
-                passes=kept.recordings.passes if kept.recordings else 0,
-                served=kept.starts.served if kept.starts else 0,
+                passes=workspace.recordings.passes if workspace.recordings else 0,
+                served=workspace.hidden.served if workspace.hidden else 0,
             )
         write_text(spec.out / "sweep.csv", outcomes.as_csv(found))
         # Last, because its presence says that the sweep is complete.
@@ -106,7 +105,7 @@ class _Work:
     """How cells are run: here or on Ray."""
 
     spec: Sweep
-    kept: Kept
+    workspace: Workspace
     command: str
     progress: Progress
 
@@ -119,7 +118,7 @@ class _Work:
         if self.spec.engine == "ray":
             failed = self._on_ray(todo)
         else:
-            failed = run_cells(todo, self.kept, self.command, self.progress)
+            failed = run_cells(todo, self.workspace, self.command, self.progress)
         return _checked(todo, failed)
 
     def through(self, cells: Sequence[Cell]) -> tuple[Outcomes, Sequence[Cell], dict[str, str]]:
@@ -137,7 +136,7 @@ class _Work:
         self.progress.phase("trials", spec.trials * len(dict.fromkeys(spec.seeds)))
         cells, failed = optuna_search.search(
             spec,
-            lambda todo: run_cells(todo, self.kept, self.command, self.progress),
+            lambda todo: run_cells(todo, self.workspace, self.command, self.progress),
             on_done=lambda cell: self.progress.advance(cell.name),
         )
         _checked(cells, failed)
@@ -178,17 +177,12 @@ def _checked(todo: Sequence[Cell], failed: dict[str, str]) -> dict[str, str]:
     return failed
 
 
-def _calibrated(spec: Sweep, found: Outcomes, kept: Kept, progress: Progress) -> Outcomes:
+def _calibrated(spec: Sweep, found: Outcomes, workspace: Workspace, progress: Progress) -> Outcomes:
     """The outcomes ranked by what each cell's edit forgets once it is mixed with the base."""
     assert spec.calibrate is not None
-    config = spec.config if spec.proxy is None else replace(spec.config, limit=spec.proxy)
-    device = machine.find_device(config.device)
-    source = inputs.model_source(config.model)
-    dtype = inputs.find_dtype(config.dtype, source, config.revision, device)
-    tokenizer = load_tokenizer(source, config.revision)
-    model = inputs.load(config, device, dtype, kept)
-    material = solve.read(spec.method, config, tokenizer)
-    sets = of_run(config, material.forget, material.retain, material.asked, tokenizer)
+    config = spec.config if spec.proxy is None else spec.config.changed(limit=spec.proxy)
+    model, tokenizer = workspace.model(), workspace.tokenizer
+    sets = workspace.sets(config, workspace.corpora(config.data, spec.method.reads))
     path = spec.out / "calibrated.json"
     tau = spec.calibrate
     known = _mixtures(path)
@@ -200,8 +194,8 @@ def _calibrated(spec: Sweep, found: Outcomes, kept: Kept, progress: Progress) ->
             folder = RunFolder(spec.out / cell.folder)
             if not folder.patch.exists():
                 raise RunFolderError(f"{folder.path} has lost its patch.\nDelete that folder and run the sweep again.")
-            of_cell = configs.read_run_config(folder.config)
-            with kept.reading(model, of_cell.trained_layers[0]):
+            of_cell = read_run_config(folder.config)
+            with workspace.reading(model, of_cell.trained_layers[0]):
                 known[key] = calibrate(model, tokenizer, Patch.load(folder.patch), sets, tau)
             written = {name: dataclasses.asdict(mixed) for name, mixed in known.items()}
             write_text(path, json.dumps(written, indent=1) + "\n")
