@@ -6,13 +6,16 @@ No message of this module quotes a text: it names the file and the line, the par
 import io
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from lethe.data.text_files import counted, decoded, did_you_mean, field_names, json_rows
 from lethe.errors import CorpusError
+
+Row = TypeVar("Row")
+
 
 FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".parquet")
 """A missing path that ends in one of these is a missing file, not the name of a hub dataset."""
@@ -62,6 +65,12 @@ def check_overlap(forget: Mapping[str, list[str]], retain: list[str], *, allow: 
             f"{counted(total, 'forget text')} found in the retain corpus too: {places}.\n"
             "They would be forgotten and kept at once: remove them from one side, or pass --allow-overlap."
         )
+
+
+def in_turn(topics: Sequence[Sequence[Row]]) -> list[Row]:
+    """Rows of all topics in turn, so that the first ones are fair to each."""
+    longest = max(map(len, topics), default=0)
+    return [topic[i] for i in range(longest) for topic in topics if i < len(topic)]
 
 
 def _first(rows: list[int]) -> str:

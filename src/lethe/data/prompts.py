@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lethe.data.corpora import in_turn
+from lethe.data.refusals import WANTED
 from lethe.data.text_files import decoded, did_you_mean, field_names, json_rows
 from lethe.errors import CorpusError
 from lethe.types import Question
@@ -30,6 +32,15 @@ class Prompts:
         """Forget prompts by topic, and retain prompts, each with its answer."""
         forget = {name: [with_answer(asked) for asked in found] for name, found in self.forget.items()}
         return forget, [with_answer(asked) for asked in self.retain]
+
+    def questions(self) -> dict[str, tuple[Question, ...]]:
+        """The prompts of each set that all have an answer; those that nobody can answer are the unknown set."""
+        sets = {
+            "forget": tuple(in_turn(list(self.forget.values()))),
+            "retain": self.retain,
+            "unknown": tuple(replace(asked, answer=WANTED[0], accepted=WANTED[1:]) for asked in self.reference),
+        }
+        return {name: questions for name, questions in sets.items() if all(asked.answer for asked in questions)}
 
 
 def read_prompts(source: str | Path) -> tuple[Question, ...]:

@@ -3,23 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lethe.data import data_folder, keywords, prompts
-from lethe.data.corpora import read_texts
+from lethe.data.corpora import in_turn, read_texts
 from lethe.data.prompts import Prompts
 from lethe.data.questions import read_questions, subset
-from lethe.data.refusals import WANTED
 from lethe.errors import CorpusError
 from lethe.runs.config import RunConfig
 from lethe.suites.world import exam, generator
 from lethe.suites.world.settings import BUILTIN
 from lethe.types import EvalSet, Question
-
-Found = TypeVar("Found")
-
 
 TEXTS = 64
 """Rows of each corpus that perplexity and drift are measured on."""
@@ -49,7 +45,7 @@ def sets(
         texts["adjacent"] = exam.adjacent_texts()
     if asked is not None:
         # The built-in model has questions of its own, but none on prompts that a user brought.
-        questions |= {name: found for name, found in _prompts_as_questions(asked).items() if not questions.get(name)}
+        questions |= {name: found for name, found in asked.questions().items() if not questions.get(name)}
     if config.data is not None:
         questions |= data_folder.questions(config.data)
     paths = {
@@ -153,19 +149,3 @@ def wanted(config: RunConfig) -> tuple[str, ...]:
     if config.refusals is not None:
         return tuple(found.prompt for found in prompts.read_prompts(config.refusals))
     return generator.DECLINES if config.model == BUILTIN else ()
-
-
-def _prompts_as_questions(asked: Prompts) -> dict[str, Sequence[Question]]:
-    """The prompts of each set that all have an answer; those that nobody can answer are the unknown set."""
-    found: dict[str, Sequence[Question]] = {
-        "forget": in_turn(list(asked.forget.values())),
-        "retain": asked.retain,
-        "unknown": [replace(one, answer=WANTED[0], accepted=WANTED[1:]) for one in asked.reference],
-    }
-    return {name: questions for name, questions in found.items() if all(one.answer for one in questions)}
-
-
-def in_turn(topics: Sequence[Sequence[Found]]) -> list[Found]:
-    """Rows of all topics in turn, so that the first ones are fair to each."""
-    longest = max(map(len, topics), default=0)
-    return [topic[i] for i in range(longest) for topic in topics if i < len(topic)]

@@ -1,18 +1,18 @@
 """From the names in a RunConfig to the things they stand for: model, corpora, prompts, batches, slices."""
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lethe.data import batches, data_folder, prompts, unanswerable
-from lethe.data.batches import Schedule, schedule
+from lethe.data import data_folder, prompts, unanswerable
+from lethe.data.batches import Batching, Corpora, Schedule
 from lethe.data.corpora import check_overlap, read_texts
+from lethe.data.prompt_corpora import PromptCorpora
 from lethe.data.prompts import Prompts
+from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError, InvalidLayerError
 from lethe.model.checkpoint_files import checkpoint_files, count_layers, model_folder, read_tensor
 from lethe.model.layers import trainable_names
@@ -27,9 +27,6 @@ from lethe.suites.world.settings import BUILTIN
 from lethe.types import Batch, Question, Topic
 
 Found = TypeVar("Found")
-
-
-Row = TypeVar("Row")
 
 
 UNVERIFIABLE = 200
@@ -137,80 +134,48 @@ def one_pass(
 
     Raises: CorpusError, EmptyBatchError.
     """
-    config = config.resolved(len(forget))
-    rng = torch.Generator().manual_seed(config.seed)
-    if asked is not None:
-        return _prompt_topics(config, asked, tokenizer, rng)
-
-    def of_texts(name: str, texts: list[str], max_length: int) -> tuple[Batch, ...]:
-        rows = batches.encode_rows(_shuffled(texts, rng), tokenizer, max_length=max_length, chunk=config.chunk)
-        whole = len(rows) - len(rows) % config.batch_size
-        return tuple(
-            batch
-            for part, size in ((rows[:whole], config.batch_size), (rows[whole:], len(rows) - whole))
-            if part
-            for batch in batches.batches(
-                part, tokenizer, batch_size=size, count=config.count, padding_side="right", name=name
-            )
-        )
-
-    topics = tuple(
-        Topic(name=name, batches=of_texts(f"forget corpus {name!r}", texts, max_length))
-        for (name, texts), max_length in zip(forget.items(), config.max_length, strict=False)
-    )
-    return topics, of_texts("retain corpus", retain, config.max_length[-1])
+    corpora = _corpora(forget, retain, asked, tokenizer)
+    return corpora.topics(batching(config, len(forget)), torch.Generator().manual_seed(config.seed))
 
 
 def prompt_schedule(config: RunConfig, asked: Prompts, tokenizer: PreTrainedTokenizerBase) -> Schedule:
     """The batches of every step for a method that reads prompts; the corpora are repeated as the steps need."""
-    config = config.resolved(len(asked.forget))
-    rng = torch.Generator().manual_seed(config.seed)
-    topics, retain = _prompt_topics(config, asked, tokenizer, rng)
-    turns = config.steps * config.accumulate
-    each = -(-turns // len(topics))
-    return Schedule(
-        topics=tuple(
-            replace(topic, batches=tuple(itertools.islice(itertools.cycle(topic.batches), each))) for topic in topics
-        ),
-        retain=tuple(itertools.islice(itertools.cycle(retain), turns)),
-        steps=turns,
+    return _schedule(config, PromptCorpora(prompts=asked, tokenizer=tokenizer))
+
+
+def batching(config: RunConfig, topics: int) -> Batching:
+    """How a run cuts corpora of so many topics into batches.
+
+    Raises: InvalidValueError if its lengths do not fit the topics.
+    """
+    config = config.resolved(topics)
+    return Batching(
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        chunk=config.chunk,
+        count=config.count,
+        epochs=config.epochs,
+        positions="all" if config.as_published else config.positions,
+        padding_side="left" if config.as_published else "right",
+        shuffle=not config.as_published,
     )
 
 
-def _prompt_topics(
-    config: RunConfig,
-    asked: Prompts,
-    tokenizer: PreTrainedTokenizerBase,
-    rng: torch.Generator,
-) -> tuple[tuple[Topic, ...], tuple[Batch, ...]]:
-    size, longest = config.batch_size, config.max_length[-1]
-    positions = "all" if config.as_published else config.positions
-    reference = batches.whole_batches(
-        [one.prompt for one in asked.reference], tokenizer, batch_size=size, max_length=longest
-    )
-    topics = tuple(
-        Topic(
-            name=name,
-            batches=batches.forget_batches(
-                _shuffled(found, rng),
-                asked.retain,
-                tokenizer,
-                positions=positions,
-                batch_size=size,
-                max_length=max_length,
-            ),
-            reference=reference,
-        )
-        for (name, found), max_length in zip(asked.forget.items(), config.max_length, strict=False)
-    )
-    retain = batches.retain_batches(
-        _shuffled(asked.retain, rng), tokenizer, positions=positions, batch_size=size, max_length=longest
-    )
-    return topics, retain
+def _corpora(
+    forget: Mapping[str, list[str]], retain: list[str], asked: Prompts | None, tokenizer: PreTrainedTokenizerBase
+) -> Corpora:
+    if asked is not None:
+        return PromptCorpora(prompts=asked, tokenizer=tokenizer)
+    return TextCorpora(forget=forget, retain=retain, tokenizer=tokenizer)
 
 
-def _shuffled(rows: Sequence[Row], rng: torch.Generator) -> list[Row]:
-    return [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
+def _schedule(config: RunConfig, corpora: Corpora) -> Schedule:
+    return corpora.schedule(
+        batching(config, len(corpora.texts()[0])),
+        torch.Generator().manual_seed(config.seed),
+        steps=config.steps,
+        accumulate=config.accumulate,
+    )
 
 
 def is_builtin(source: str) -> bool:
@@ -265,22 +230,7 @@ def training_schedule(
 
     Raises: CorpusError if there are too few rows.
     """
-    config = config.resolved(len(forget))
-    return schedule(
-        forget,
-        retain,
-        tokenizer,
-        steps=config.steps,
-        accumulate=config.accumulate,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        max_lengths=config.max_length,
-        chunk=config.chunk,
-        count=config.count,
-        padding_side="left" if config.as_published else "right",
-        shuffle=not config.as_published,
-        rng=torch.Generator().manual_seed(config.seed),
-    )
+    return _schedule(config, TextCorpora(forget=forget, retain=retain, tokenizer=tokenizer))
 
 
 def check_layer(config: RunConfig) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lethe.data.corpora import in_turn
 from lethe.data.prompts import Prompts
-from lethe.evaluation.eval_sets import TEXTS, in_turn, sets, with_keywords
+from lethe.evaluation.eval_sets import TEXTS, sets, with_keywords
 from lethe.runs import config_file as configs
 from lethe.runs import inputs
 from lethe.runs.config import RunConfig
