@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -97,7 +99,7 @@ def test_wikitext_has_its_paragraphs_and_headings() -> None:
 # Errors of files
 
 ERRORS = {
-    "empty": ("a.jsonl", " \n", "{path} is empty.\nGive a corpus with at least one text."),
+    "empty": ("a.jsonl", " \n", "{path}: no rows.\nGive a corpus with at least one text."),
     "empty array": ("a.json", "[]", "{path}: no rows.\nGive a corpus with at least one text."),
     "blank rows": (
         "a.jsonl",
@@ -107,13 +109,15 @@ ERRORS = {
     "suffix": (
         "a.docx",
         SECRET,
-        "{path}: no corpus is read from .docx.\nGive a .jsonl, .json or .txt file, a dataset folder, or a hub dataset "
+        "{path}: no corpus is read from .docx.\n"
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset "
         "as name:config:split.",
     ),
     "no suffix": (
         "a",
         SECRET,
-        "{path}: no corpus is read from a file without suffix.\nGive a .jsonl, .json or .txt file, a dataset folder, "
+        "{path}: no corpus is read from a file without suffix.\n"
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, "
         "or a hub dataset as name:config:split.",
     ),
     "no such field": (
@@ -189,14 +193,24 @@ def test_errors_name_file_line_and_fix_and_quote_no_text(tmp_path: Path, case: s
     assert refusal(path) == message.replace("{path}", str(path))
 
 
+def test_csv_and_parquet_give_the_column(tmp_path: Path) -> None:
+    rows = [{"n": "1", "body": "one, and"}, {"n": "2", "body": " "}, {"n": "3", "body": "three"}]
+    (tmp_path / "a.csv").write_text('n,body\n1,"one, and"\n2, \n3,three\n')
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        assert read_texts(tmp_path / name, text_field="body") == ["one, and", "three"]
+
+
 def test_raw_lines_of_an_empty_file_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", "\n")
-    assert refusal(path, raw_lines=True).startswith(f"{path} is empty.")
+    assert refusal(path, raw_lines=True).startswith(f"{path}: all 1 row blank.")
 
 
 def test_a_missing_file_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path, "cyber.jsonl", "")
-    kinds = "Give a .jsonl, .json or .txt file, a dataset folder, or a hub dataset as name:config:split."
+    kinds = (
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split."
+    )
     assert refusal(tmp_path / "cybr.jsonl") == f"no corpus {tmp_path}/cybr.jsonl: did you mean cyber.jsonl?\n{kinds}"
     assert refusal(f"{tmp_path}/zzz.txt") == f"no corpus {tmp_path}/zzz.txt.\n{kinds}"
     assert (
@@ -305,7 +319,7 @@ def test_a_hub_dataset_that_does_not_come_is_named_with_the_reason(monkeypatch: 
     assert refusal("org/wiki") == (
         "org/wiki is neither a file or folder here nor a dataset that the hub gives "
         "(ConnectionError: Couldn't reach 'org/wiki' on the Hub).\n"
-        "Give a .jsonl, .json or .txt file, a dataset folder, or a hub dataset as name:config:split."
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split."
     )
 
 

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lethe import load_tokenizer, types
 from lethe.data import prompt_corpora, prompts, unanswerable
@@ -24,11 +26,19 @@ def asked(*texts: str) -> tuple[Question, ...]:
 
 
 @pytest.mark.parametrize("field", ["prompt", "question", "instruction", "text"])
-@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_a_prompt_may_stand_in_any_of_four_fields(tmp_path: Path, field: str, suffix: str) -> None:
     rows = [{field: "Who?", "answer": "Me"}, {field: "Why?"}]
-    content = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
-    (tmp_path / f"p{suffix}").write_text(content)
+    content = {
+        ".json": json.dumps(rows),
+        ".jsonl": "\n".join(map(json.dumps, rows)),
+        ".csv": f"{field},answer\nWho?,Me\nWhy?,\n",
+    }
+    path = tmp_path / f"p{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist([row | {"answer": row.get("answer", "")} for row in rows]), path)
+    else:
+        path.write_text(content[suffix])
     found = prompts.read_prompts(tmp_path / f"p{suffix}")
     assert [(one.prompt, one.answer) for one in found] == [("Who?", "Me"), ("Why?", "")]
 
@@ -41,9 +51,10 @@ def test_a_text_file_holds_one_prompt_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("p.csv", "question\nWho?", "no prompts are read from .csv"),
-        ("p.jsonl", "", "holds no prompt"),
-        ("p.jsonl", '{"title": "x"}', "line 1: no 'question' or 'prompt'; there is title"),
+        ("p.md", "question\nWho?", "no question is read from .md"),
+        ("p.jsonl", "", "holds no question"),
+        ("p.txt", "\n", "holds no prompt"),
+        ("p.jsonl", '{"title": "x"}', "line 1: no 'prompt'; there is title"),
         ("p.jsonl", '{"question": 3}', "line 1: question holds int, not a text"),
         ("p.jsonl", '{"question": " "}', "line 1: question is empty"),
         ("p.jsonl", '{"question": "q", "answer": ["a"]}', "line 1: answer holds list, not a text"),
