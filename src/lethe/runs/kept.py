@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
-from lethe.model.hidden_cache import Starts
+from lethe.model.hidden_cache import HiddenCache
 from lethe.model.recordings import Recordings
 from lethe.model.slice import LayerSlice
 from lethe.runs.sharing import Sharing
@@ -22,7 +22,7 @@ class Kept(Sharing):
     depth: int | None
     """Layers of the model to load; None for all."""
     recordings: Recordings | None = None
-    starts: Starts | None = None
+    starts: HiddenCache | None = None
     _found: dict[str, tuple[Hashable, Any]] = field(default_factory=dict, repr=False)
 
     def once(self, kind: str, key: Hashable, find: Callable[[], Found]) -> Found:
