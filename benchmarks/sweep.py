@@ -26,7 +26,7 @@ from lethe.inference.log_probs import log_probs
 from lethe.inference.prefix_cache import shared_log_probs
 from lethe.inference.spans import Span
 from lethe.methods.protocol import SteeringMethod
-from lethe.model.hidden_cache import Starts
+from lethe.model.hidden_cache import HiddenCache
 from lethe.model.layers import trainable_names
 from lethe.model.recordings import Recordings, Store
 from memory import random_batch, random_schedule
@@ -89,7 +89,7 @@ def main(steps: int = 2, rows: int = 4, tokens: int = 128, asked: int = 4) -> No
         names = [trainable_names(model, trained) for trained in range(layer - 2, layer + 1)]
         cuts.append((layer - 2, layer + 1, sum(names, ())))
     shared = Recordings(Store(ROOM), tuple(cuts))
-    starts = Starts([start for start, _, _ in cuts], Store(ROOM))
+    starts = HiddenCache([start for start, _, _ in cuts], Store(ROOM))
 
     started = time.process_time()
     with starts.reading(model, None):

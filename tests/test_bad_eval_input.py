@@ -159,11 +159,11 @@ def lethe(capsys: pytest.CaptureFixture[str]) -> Lethe:
 REFUSED = {
     "exam missing": (
         "tiny --exam god.jsonl",
-        "no exam god.jsonl: did you mean good.jsonl?\nGive a file (.csv, .jsonl, .json, .parquet) or a folder.",
+        "no exam god.jsonl: did you mean good.jsonl?\nGive a .jsonl, .json, .csv or .parquet file, or a folder.",
     ),
     "exam folder missing": (
         "tiny --exam ./nowhere/x",
-        "no exam nowhere/x.\nGive a file (.csv, .jsonl, .json, .parquet) or a folder.",
+        "no exam nowhere/x.\nGive a .jsonl, .json, .csv or .parquet file, or a folder.",
     ),
     "hub offline": (
         "tiny --exam org/none",
@@ -193,12 +193,12 @@ REFUSED = {
     "no choice": (
         "tiny --exam no-option.jsonl",
         "no-option.jsonl, line 2: 0 choices found, where 2 to 26 must stand.\n"
-        "Add the wrong options, or remove the row.",
+        "Add the wrong options; a free-form question has no choices at all.",
     ),
     "one choice": (
         "tiny --exam one-option.jsonl",
         "one-option.jsonl, line 2: 1 choice found, where 2 to 26 must stand.\n"
-        "Add the wrong options, or remove the row.",
+        "Add the wrong options; a free-form question has no choices at all.",
     ),
     "blank choice": (
         "tiny --exam blank-option.jsonl",
@@ -206,20 +206,20 @@ REFUSED = {
     ),
     "answer twice": (
         "tiny --exam twice.jsonl",
-        "twice.jsonl, line 2: the answer is meant by choices 0 and 1.\nGive the 0-based index instead.",
+        "twice.jsonl, line 2: answer is meant by choices 0 and 1.\nGive the 0-based index instead.",
     ),
     "answer not among the choices": (
         "tiny --exam not-there.jsonl",
-        "not-there.jsonl, line 2: the answer is not among the 2 choices.\n"
+        "not-there.jsonl, line 2: answer is not among the 2 choices.\n"
         "Give the choice's own text, its letter A to B, or its 0-based index.",
     ),
     "question is a number": (
         "tiny --exam number.jsonl",
-        "number.jsonl, line 2: the question holds int, not a text.\nMake it a string.",
+        "number.jsonl, line 2: question holds int, not a text.\nMake it a string.",
     ),
     "answer is null": (
         "tiny --exam null.jsonl",
-        "null.jsonl, line 2: the answer holds NoneType, not a text.\nMake it a string.",
+        "null.jsonl, line 2: answer holds NoneType, not a text.\nMake it a string.",
     ),
     "choices are a text": (
         "tiny --exam text-choices.jsonl",
@@ -231,7 +231,7 @@ REFUSED = {
     ),
     "row is a list": (
         "tiny --exam list.jsonl",
-        "list.jsonl, line 1: list found, where an object with question, choices and answer must stand.",
+        "list.jsonl, line 1: list found, where an object must stand.\nGive each row as names and values.",
     ),
     "truncated JSON lines": (
         "tiny --exam broken.jsonl",
@@ -271,12 +271,12 @@ REFUSED = {
     ),
     "other file": (
         "tiny --exam exam.docx",
-        "exam.docx: no exam is read from .docx.\nGive a file of .csv, .jsonl, .json, .parquet.",
+        "exam.docx: no exam is read from .docx.\nGive a .jsonl, .json, .csv or .parquet file.",
     ),
     "folder without an exam": (
         "tiny --exam nothing",
         "nothing holds no question.\n"
-        "Give a file with at least one (.csv, .jsonl, .json, .parquet), or a folder of such.",
+        "Give a .jsonl, .json, .csv or .parquet file with at least one, or a folder of such.",
     ),
     "unknown subject": (
         "tiny --exam good.jsonl --subjects goood",
@@ -339,7 +339,8 @@ REFUSED = {
     ),
     "question file column": (
         "tiny --forget-questions asked-column.jsonl",
-        "asked-column.jsonl, line 2: no 'answer'; there is question, reply.\nName the column so.",
+        "asked-column.jsonl, line 2: no 'answer'; there is question, reply.\n"
+        "Name the column so (or target, label, gold, correct).",
     ),
     "question answer twice": (
         "tiny --forget-questions asked-twice.jsonl",
@@ -361,7 +362,7 @@ REFUSED = {
     "holdout missing": (
         "tiny --forget forget.jsonl --holdout sen.jsonl",
         "no corpus sen.jsonl: did you mean seen.jsonl?\n"
-        "Give a .jsonl, .json or .txt file, a dataset folder, or a hub dataset as name:config:split.",
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split.",
     ),
     "holdout seen": (
         "tiny --forget forget.jsonl --holdout seen.jsonl",

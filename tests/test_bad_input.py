@@ -25,7 +25,7 @@ UNLEARN = (
 )
 """A command that works; a flag given again wins."""
 
-KINDS = "Give a .jsonl, .json or .txt file, a dataset folder, or a hub dataset as name:config:split."
+KINDS = "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split."
 ONE_TEXT = "Give a corpus with at least one text."
 OTHER_OUT = "Choose another --out."
 
@@ -302,8 +302,8 @@ REFUSED = {
     # Corpora
     "corpus missing": ("--forget forgt.jsonl", f"no corpus forgt.jsonl: did you mean forget.jsonl?\n{KINDS}"),
     "corpus folder missing": ("--retain no/r.txt", f"no corpus no/r.txt: there is no folder no.\n{KINDS}"),
-    "corpus empty": ("--forget empty.jsonl", f"empty.jsonl is empty.\n{ONE_TEXT}"),
-    "brackets are no markup": ("--forget [bold]x.jsonl", f"[bold]x.jsonl is empty.\n{ONE_TEXT}"),
+    "corpus empty": ("--forget empty.jsonl", f"empty.jsonl: no rows.\n{ONE_TEXT}"),
+    "brackets are no markup": ("--forget [bold]x.jsonl", f"[bold]x.jsonl: no rows.\n{ONE_TEXT}"),
     "field missing": (
         "--forget body.jsonl",
         "body.jsonl, line 1: no field 'text'; there is body, id.\nPass --text-field with the one that holds the text.",
@@ -346,7 +346,7 @@ REFUSED = {
     # Questions
     "questions missing": (
         "--forget-questions answr.jsonl",
-        "no question file answr.jsonl: did you mean answer.jsonl?\nGive a .jsonl, .json or .csv file.",
+        "no question file answr.jsonl: did you mean answer.jsonl?\nGive a .jsonl, .json, .csv or .parquet file.",
     ),
     "questions broken": (
         "--retain-questions question.jsonl",
@@ -386,7 +386,7 @@ RESUME = "Run the same command again to resume"
 OTHERS = {
     "lunar without reference prompts": (
         "unlearn lunar --model tiny --forget asked.jsonl --retain retain.jsonl --reference xyz --layer 2 --out out",
-        "no prompts xyz.\nGive a .jsonl, .json or .txt file.",
+        "no prompts xyz.\nGive a .jsonl, .json, .csv or .parquet file, or a .txt file.",
     ),
     "lunar on a base model": (
         "unlearn lunar --model tiny --forget asked.jsonl --retain retain.jsonl --layer 2 --out out",
@@ -402,7 +402,8 @@ OTHERS = {
     ),
     "lunar on texts": (
         "unlearn lunar --model tiny --forget body.jsonl --retain retain.jsonl --layer 2 --out out",
-        "body.jsonl, line 1: no 'question' or 'prompt'; there is body, id.\nName the field so.",
+        "body.jsonl, line 1: no 'prompt'; there is body, id.\n"
+        "Name the column so (or question, instruction, text).",
     ),
     "withdraw from a run without sums": (
         "withdraw done a --out out",

@@ -3,10 +3,9 @@
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -207,38 +206,37 @@ class _Part:
 
 def _read(model: PreTrainedModel, batches: Sequence[Batch], train_modules: Sequence[str], seed: int) -> _Part:
     layers = find_layers(model)
-    owners = [_owner(model, layer, train_modules) for layer in range(len(layers))]
+    owners = {
+        layer: owner for layer in range(len(layers)) if (owner := _owner(model, layer, train_modules)) is not None
+    }
     counted = sum(int(batch.mask.sum()) for batch in batches)
     order = torch.randperm(counted, generator=torch.Generator().manual_seed(seed))
     taken = torch.zeros(counted, dtype=torch.bool)
     taken[order[:TOKENS]] = True
     norms: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
-    inputs: dict[int, list[Tensor]] = {layer: [] for layer, owner in enumerate(owners) if owner is not None}
+    inputs: list[list[Tensor]] = [[] for _ in owners]
     done = 0
     for batch in batches:
-        wanted = batch.mask.flatten().nonzero()[:, 0]
-        wanted, done = wanted[taken[done : done + len(wanted)]], done + len(wanted)
+        places = batch.mask.flatten().nonzero()[:, 0]
+        wanted = places[taken[done : done + len(places)]]
+        done += len(places)
 
         def keep_norms(place: int, h: Tensor, mask: Tensor = batch.mask) -> None:
             norms[place].append(torch.linalg.vector_norm(h.detach().float(), dim=-1).cpu()[mask])
 
-        def keep_inputs(layer: int, x: Tensor, size: int = batch.mask.numel(), wanted: Tensor = wanted) -> None:
+        def keep_inputs(owner: int, x: Tensor, size: int = batch.mask.numel(), wanted: Tensor = wanted) -> None:
             rows = x.detach().reshape(-1, x.shape[-1])
             if len(rows) == size:
-                inputs[layer].append(rows[wanted.to(rows.device)].cpu())
+                inputs[owner].append(rows[wanted.to(rows.device)].cpu())
 
-        handles = [layers[0].register_forward_pre_hook(_entering(keep_norms, 0), with_kwargs=True)]
-        for place, layer in enumerate(layers, 1):
-            handles.append(layer.register_forward_hook(_leaving(keep_norms, place)))
-        for layer, owner in enumerate(owners):
-            if owner is not None:
-                handles.append(owner.register_forward_pre_hook(_entering(keep_inputs, layer), with_kwargs=True))
-        try:
-            _forward(model, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-    found = [inputs.get(layer, []) for layer in range(len(layers))]
+        with (
+            hooks.inputs([layers[0]], keep_norms),
+            hooks.outputs(list(layers), lambda layer, h, keep=keep_norms: keep(layer + 1, h)),
+            hooks.inputs(list(owners.values()), keep_inputs),
+        ):
+            _logits(model, batch)
+    rows_of = dict(zip(owners, inputs, strict=True))
+    found = [rows_of.get(layer, []) for layer in range(len(layers))]
     return _Part(
         norms=[torch.cat(rows) for rows in norms],
         # A module that is used for some of the tokens only, or several times, is no one matrix on all of them.
@@ -277,19 +275,17 @@ def _predict(
     layers = find_layers(model)
     last: list[Tensor] = []
     mask = batch.mask.to(device_of(model))
-    with _moving(layers[moving[0]], moving[1], mask) if moving else nullcontext():
-        handle = layers[-1].register_forward_hook(_leaving(lambda _, h: last.append(h[mask.to(h.device)].float()), 0))
-        try:
-            logits = _forward(model, batch)
-        finally:
-            handle.remove()
+    with (
+        _moving(layers[moving[0]], moving[1], mask) if moving else nullcontext(),
+        hooks.outputs([layers[-1]], lambda _, h: last.append(h[mask.to(h.device)].float())),
+    ):
+        logits = _logits(model, batch)
     return _Prediction(tokens=logits[mask.to(logits.device)].argmax(dim=-1).cpu(), last=last[0].cpu())
 
 
-def _forward(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch pos vocab"]:
-    there = batch.to(device_of(model))
+def _logits(model: PreTrainedModel, batch: Batch) -> Float[Tensor, "batch pos vocab"]:
     with measuring(model):
-        return model(input_ids=there.input_ids, attention_mask=there.attention_mask.long(), use_cache=False).logits
+        return hooks.forward(model, batch.to(device_of(model))).logits
 
 
 @contextmanager
@@ -300,22 +296,8 @@ def _moving(layer: nn.Module, units: Float[Tensor, "batch d_model"], mask: Bool[
         lengths = torch.linalg.vector_norm(h.float(), dim=-1) * mask.to(h.device)
         return h + (lengths[..., None] * units[:, None].to(h.device)).to(h.dtype)
 
-    with hooks.changing(layer, move):
+    with hooks.changed(layer, move):
         yield
-
-
-def _entering(keep: Callable[[int, Tensor], None], place: int) -> Callable[..., None]:
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(place, args[0] if args else kwargs["hidden_states"])
-
-    return note
-
-
-def _leaving(keep: Callable[[int, Tensor], None], place: int) -> Callable[..., None]:
-    def note(_: nn.Module, __: Any, output: Any) -> None:
-        keep(place, hooks.hidden_of(output))
-
-    return note
 
 
 def _owner(model: PreTrainedModel, layer: int, modules: Sequence[str]) -> nn.Module | None:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lethe.data.prompts import Prompts
 from lethe.data.refusals import UNWANTED, WANTED, is_refusal
@@ -30,7 +29,7 @@ from lethe.runs.workspace import Workspace
 from lethe.system.atomic_files import write_text
 from lethe.system.machine import threads
 from lethe.system.progress import Progress
-from lethe.types import Question
+from lethe.types import Batch, Question
 
 ASKED = 32
 """Forget prompts that are answered at each layer."""
@@ -161,33 +160,20 @@ def steered(layer: nn.Module, shift: Float[Tensor, "d_model"]) -> Iterator[None]
         hidden[:, -1] += shift.to(hidden)
         return hidden
 
-    with hooks.changing(layer, add):
+    with hooks.changed(layer, add):
         yield
 
 
 def _mean_last(subject: LoadedModel, asked: Sequence[Question]) -> Float[Tensor, "layer d_model"]:
     """Mean over prompts of every layer's output at the last token, in fp64."""
     rows = encode(subject.tokenizer, [question.prompt.rstrip(" ") for question in asked])
-    total = torch.zeros(len(find_layers(subject.model)), d_model(subject.model), dtype=torch.float64)
+    layers = list(find_layers(subject.model))
+    total = torch.zeros(len(layers), d_model(subject.model), dtype=torch.float64)
     with measuring(subject.model):
         for batch in batches(rows, 4096):
             ids, mask = pad(batch, side="left", device=device_of(subject.model))
-            with _last_outputs(subject.model) as outputs:
-                subject.model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+            outputs: list[Tensor] = []
+            with hooks.outputs(layers, lambda _, h, outputs=outputs: outputs.append(h[:, -1])):
+                hooks.forward(subject.model, Batch(input_ids=ids, attention_mask=mask, mask=mask))
             total += torch.stack([output.double().sum(dim=0).cpu() for output in outputs])
     return total / len(rows)
-
-
-@contextmanager
-def _last_outputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    found: list[Tensor] = []
-
-    def note(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        found.append(hooks.hidden_of(output)[:, -1])
-
-    handles = [layer.register_forward_hook(note) for layer in find_layers(model)]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -17,11 +17,12 @@ from lethe.errors import UsageError
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import measuring
 from lethe.inference.spans import Span, pair_spans, prompt_and_answers
+from lethe.model import hooks
 from lethe.model.layers import device_of
 from lethe.model.losses import token_log_probs
 from lethe.report.standalone_figures import drawing
 from lethe.report.style import COLOURS, INK
-from lethe.types import EvalSet, Question
+from lethe.types import Batch, EvalSet, Question
 
 TARGETS = ("answer", "other")
 """What the attack wants the model to say: the right answer, which the base gives anyway, or a wrong choice, which
@@ -139,18 +140,15 @@ def _loss_and_gradient(
     """Loss, and its gradient with respect to what the embedding layer gives out."""
     leaf: list[Tensor] = []
 
-    def cut(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+    def cut(output: Tensor) -> Tensor:
         leaf.append(output.detach().requires_grad_(True))
         return leaf[0]
 
-    handle = embedding.register_forward_hook(cut)
-    try:
-        with torch.enable_grad():
-            logits = subject.model(input_ids=ids, use_cache=False).logits
-            loss = -token_log_probs(logits[:, start - 1 : -1].float(), ids[:, start:]).mean()
-            (gradient,) = torch.autograd.grad(loss, leaf[0])
-    finally:
-        handle.remove()
+    whole = torch.ones_like(ids, dtype=torch.bool)
+    with hooks.changed(embedding, cut), torch.enable_grad():
+        logits = hooks.forward(subject.model, Batch(input_ids=ids, attention_mask=whole, mask=whole)).logits
+        loss = -token_log_probs(logits[:, start - 1 : -1].float(), ids[:, start:]).mean()
+        (gradient,) = torch.autograd.grad(loss, leaf[0])
     return float(loss.detach()), gradient
 
 

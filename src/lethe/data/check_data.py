@@ -177,9 +177,9 @@ def _rows(source: str, text_field: str) -> tuple[tuple[Row, ...], bool]:
     except CorpusError:
         path = Path(source).expanduser()
         # Who names a field has texts; with the wrong one it must not pass for anything else.
-        if text_field == TEXT_FIELD and path.suffix.lower() in (".jsonl", ".json") and path.is_file():
+        if text_field == TEXT_FIELD and data_folder.is_table(path):
             with suppress(UsageError):
-                return data_folder.prompt_rows(path), True
+                return data_folder.read_prompt_rows(path), True
         raise
 
 

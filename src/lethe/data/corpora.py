@@ -11,24 +11,24 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from lethe.data.text_files import counted, decoded, did_you_mean, field_names, json_rows
+from lethe.data.text_files import TABLES, counted, decoded, did_you_mean, field_names, table_rows
 from lethe.errors import CorpusError
 
 Row = TypeVar("Row")
 
 
-FILE_SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".parquet")
+FILE_SUFFIXES = (*TABLES, ".txt")
 """A missing path that ends in one of these is a missing file, not the name of a hub dataset."""
 
 
-KINDS = "a .jsonl, .json or .txt file, a dataset folder, or a hub dataset as name:config:split"
+KINDS = "a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split"
 
 
 def read_texts(source: str | Path, *, text_field: str = "text", raw_lines: bool = False) -> list[str]:
     """The texts of a corpus, in its order, blank ones left out.
 
-    `.jsonl` and `.json` (an array, or one object a line) give `text_field` of every object. `.txt` gives its
-    paragraphs, the blocks between blank lines, as they stand. A folder that `datasets` can read, or a hub
+    `.jsonl`, `.json` (an array, or one object a line), `.csv` and `.parquet` give `text_field` of every row. `.txt`
+    gives its paragraphs, the blocks between blank lines, as they stand. A folder that `datasets` can read, or a hub
     dataset as `name:config:split`, gives its column `text_field`. `raw_lines` takes the line of a `.jsonl`
     itself as the text, line end included: the published RMU code trains on quotes, escapes and key names of
     every corpus but its biology one. (That code keeps whitespace-only rows as well; Lethe never does.)
@@ -79,20 +79,26 @@ def _first(rows: list[int]) -> str:
 
 def _file_texts(path: Path, text_field: str, raw_lines: bool) -> Iterator[str]:
     suffix = path.suffix.lower()
-    if suffix not in (".jsonl", ".json", ".txt"):
-        raise CorpusError(f"{path}: no corpus is read from {suffix or 'a file without suffix'}.\nGive {KINDS}.")
-    content = decoded(path, CorpusError).replace("\r\n", "\n")
-    if not content.strip():
-        raise CorpusError(f"{path} is empty.\nGive a corpus with at least one text.")
     if suffix == ".txt":
-        for has_text, lines in itertools.groupby(content.split("\n"), key=lambda line: bool(line.strip())):
+        lines = decoded(path, CorpusError).replace("\r\n", "\n").split("\n")
+        for has_text, block in itertools.groupby(lines, key=lambda line: bool(line.strip())):
             if has_text:
-                yield "\n".join(lines)
+                yield "\n".join(block)
     elif suffix == ".jsonl" and raw_lines:
-        yield from io.StringIO(content)
+        yield from io.StringIO(decoded(path, CorpusError).replace("\r\n", "\n"))
+    elif suffix in TABLES:
+        yield from (text for _, _, text in text_rows(path, text_field))
     else:
-        for where, row in json_rows(path, content, CorpusError):
-            yield _text(where, row, text_field)
+        raise CorpusError(f"{path}: no corpus is read from {suffix or 'a file without suffix'}.\nGive {KINDS}.")
+
+
+def text_rows(path: Path, text_field: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Each row of a file of one of the formats TABLES: its place, the row itself and its text, which may be blank.
+
+    Raises: CorpusError.
+    """
+    for where, row in table_rows(path, CorpusError):
+        yield where, row, _text(where, row, text_field)
 
 
 def _text(where: str, row: Any, text_field: str) -> str:

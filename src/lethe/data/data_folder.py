@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from lethe.data.corpora import read_texts
-from lethe.data.prompts import read_prompts, with_answer
-from lethe.data.questions import read_questions
-from lethe.data.text_files import decoded, did_you_mean, json_rows
-from lethe.errors import CorpusError, QuestionError, UsageError
+from lethe.data.corpora import read_texts, text_rows
+from lethe.data.prompts import prompt_rows, with_answer
+from lethe.data.questions import QUESTIONS, question_rows
+from lethe.data.text_files import TABLES, did_you_mean
+from lethe.errors import CorpusError, QuestionError
 from lethe.types import Question, SetName
 
 Found = TypeVar("Found")
@@ -79,31 +79,29 @@ def find(folder: str | Path) -> OwnData:
 
 
 def read_rows(source: str | Path, text_field: str = "text") -> tuple[Row, ...]:
-    """The texts of any corpus that a run can read, with their places and, in `.jsonl` and `.json`, their topics.
+    """The texts of any corpus that a run can read, with their places and, of a file that `is_table`, their topics.
 
     Raises: CorpusError.
     """
     texts = read_texts(source, text_field=text_field)
     path = Path(source).expanduser()
-    if not (path.is_file() and path.suffix.lower() in (".jsonl", ".json")):
+    if not is_table(path):
         return tuple(Row(number=number, text=text, topic="") for number, text in enumerate(texts, start=1))
-    kept = [(where, row) for where, row in _objects(path, CorpusError) if row[text_field].strip()]
     return tuple(
         Row(number=place(where), text=text, topic=_topic(where, row))
-        for text, (where, row) in zip(texts, kept, strict=True)
+        for where, row, text in text_rows(path, text_field)
+        if text.strip()
     )
 
 
-def prompt_rows(source: str | Path) -> tuple[Row, ...]:
-    """The prompts of a `.jsonl` or `.json` file, each with its answer as one text, with their places and topics.
+def read_prompt_rows(source: str | Path) -> tuple[Row, ...]:
+    """The prompts of a file that `is_table`, each with its answer as one text, with their places and topics.
 
     Raises: CorpusError.
     """
-    path = Path(source).expanduser()
-    asked = zip(read_prompts(path), _objects(path, CorpusError), strict=True)
     return tuple(
-        Row(number=place(where), text=with_answer(question), topic=_topic(where, row))
-        for question, (where, row) in asked
+        Row(number=place(where), text=with_answer(prompt), topic=_topic(where, row))
+        for where, row, prompt in prompt_rows(source)
     )
 
 
@@ -113,9 +111,14 @@ def blank_rows(source: str | Path, text_field: str = "text") -> tuple[int, ...]:
     Raises: CorpusError.
     """
     path = Path(source).expanduser()
-    if not (path.is_file() and path.suffix.lower() in (".jsonl", ".json")):
+    if not is_table(path):
         return ()
-    return tuple(place(where) for where, row in _objects(path, CorpusError) if not row[text_field].strip())
+    return tuple(place(where) for where, _, text in text_rows(path, text_field) if not text.strip())
+
+
+def is_table(path: Path) -> bool:
+    """Whether this is a file whose rows have named columns."""
+    return path.is_file() and path.suffix.lower() in TABLES
 
 
 def forget_texts(folder: str | Path, *, text_field: str = "text", raw_lines: bool = False) -> dict[str, list[str]]:
@@ -140,9 +143,8 @@ def forget_prompts(folder: str | Path) -> dict[str, tuple[Question, ...]]:
     """
     found: dict[str, list[Question]] = {}
     for path in _required(find(folder).forget, folder, "forget"):
-        asked = read_prompts(path)
-        for question, (where, row) in zip(asked, _objects(path, CorpusError), strict=True):
-            _add(found, _topic(where, row) or path.stem, [question])
+        for where, row, prompt in prompt_rows(path):
+            _add(found, _topic(where, row) or path.stem, [prompt])
     return {topic: tuple(questions) for topic, questions in found.items()}
 
 
@@ -168,11 +170,8 @@ def questions_by_set(path: Path) -> dict[str, tuple[Question, ...]]:
 
     Raises: QuestionError.
     """
-    if path.suffix.lower() not in (".jsonl", ".json"):
-        raise QuestionError(f"{path}: questions with sets are read from .jsonl or .json.\nGive such a file.")
     found: dict[str, list[Question]] = {}
-    asked = read_questions(path)
-    for question, (where, row) in zip(asked, _objects(path, QuestionError), strict=True):
+    for where, row, question in question_rows(path, QUESTIONS):
         name = row.get("set", "forget")
         if name not in SETS:
             raise QuestionError(f"{where}: no set of this name.\n'set' is {', '.join(SETS)}, or left out for forget.")
@@ -183,11 +182,6 @@ def questions_by_set(path: Path) -> dict[str, tuple[Question, ...]]:
 def place(where: str) -> int:
     """The number of a line or row at the end of its place in a file."""
     return int(where.rpartition(" ")[2])
-
-
-def _objects(path: Path, failure: type[UsageError]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Every row again, beside what a reader made of it: that reader proved that each is an object."""
-    return list(json_rows(path, decoded(path, failure), failure))
 
 
 def _topic(where: str, row: Mapping[str, Any]) -> str:

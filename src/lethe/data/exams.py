@@ -3,13 +3,10 @@
 No message of this module quotes a question or an answer: it names the file and the row.
 """
 
-import csv
 import difflib
-import io
-import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,32 +14,13 @@ from typing import Any, Literal
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from lethe.data.questions import LETTERS, render_letter, text_of
-from lethe.data.text_files import decoded, did_you_mean, field_names, json_rows, parquet_rows
+from lethe.data.questions import EXAM, LETTERS, question_of, question_table, render_letter
+from lethe.data.text_files import TABLE, TABLES, did_you_mean
 from lethe.errors import QuestionError, UsageError
 from lethe.types import Question
 
-SUFFIXES = (".csv", ".jsonl", ".json", ".parquet")
-
-
-QUESTION = ("question", "prompt", "input", "query")
-
-
-ANSWER = ("answer", "target", "label", "gold", "correct")
-
-
-CHOICES = ("choices", "options", "endings")
-
-
-SUBJECT = ("subject", "topic", "category")
-
-
 EXAMPLES = ("dev", "val", "validation", "train", "auxiliary_train")
 """Splits whose questions are examples for few-shot prompts; the first one that a subject has is taken."""
-
-
-LONGEST_CELL = 10_000_000
-"""Characters of a CSV cell that are still read; a quote never closed makes one cell of the rest of the file."""
 
 
 WRITTEN_OUT = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity", "wmdp_chem": "chemistry"}
@@ -112,8 +90,8 @@ def read_exam(path: str | Path) -> Exam:
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise QuestionError(f"no exam {path}{did_you_mean(path)}\nGive a file ({', '.join(SUFFIXES)}) or a folder.")
-    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES)
+        raise QuestionError(f"no exam {path}{did_you_mean(path)}\nGive {TABLE}, or a folder.")
+    files = [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.suffix.lower() in TABLES)
     asked: list[ExamQuestion] = []
     solved: list[tuple[str, ExamQuestion]] = []
     for file in files:
@@ -124,9 +102,7 @@ def read_exam(path: str | Path) -> Exam:
         else:
             asked += questions
     if not asked:
-        raise QuestionError(
-            f"{path} holds no question.\nGive a file with at least one ({', '.join(SUFFIXES)}), or a folder of such."
-        )
+        raise QuestionError(f"{path} holds no question.\nGive {TABLE} with at least one, or a folder of such.")
     return exam_of(asked, solved)
 
 
@@ -144,21 +120,13 @@ def as_question(where: str, row: Any, subject: str) -> ExamQuestion:
 
     Raises: QuestionError.
     """
-    if not isinstance(row, dict):
-        raise QuestionError(
-            f"{where}: {type(row).__name__} found, where an object with question, choices and answer must stand."
-        )
-    row = {_bare(str(name)): value for name, value in row.items()}
-    prompt, answer = (_column(where, row, names) for names in (QUESTION, ANSWER))
-    choices = _choices(where, row)
-    named = next((row[name] for name in SUBJECT if row.get(name)), subject)
-    gold = _gold(where, answer, choices)
+    question, gold = question_of(where, row, EXAM, subject)
     return ExamQuestion(
-        prompt=text_of(where, "the question", prompt),
-        choices=choices,
-        answer=choices[gold],
+        prompt=question.prompt,
+        choices=question.choices,
+        answer=question.answer,
         gold=gold,
-        topic=text_of(where, "the subject", named),
+        topic=question.topic,
         where=where,
     )
 
@@ -250,106 +218,16 @@ def _subject(file: Path) -> str:
 
 def _read_file(path: Path) -> list[ExamQuestion]:
     subject = _subject(path)
-    found = [as_question(where, row, subject) for where, row in _rows(path)]
+    if path.suffix.lower() not in TABLES:
+        raise QuestionError(f"{path}: no exam is read from {path.suffix or 'a file without suffix'}.\nGive {TABLE}.")
+    found = [as_question(where, row, subject) for where, row in question_table(path, _mmlu_columns)]
     if not found:
         raise QuestionError(f"{path} holds no question.\nGive a file with at least one.")
     return found
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return parquet_rows(path, QuestionError)
-    if suffix == ".csv":
-        return _csv_rows(path, decoded(path, QuestionError))
-    if suffix in SUFFIXES:
-        return json_rows(path, decoded(path, QuestionError), QuestionError)
-    raise QuestionError(
-        f"{path}: no exam is read from {path.suffix or 'a file without suffix'}.\nGive a file of {', '.join(SUFFIXES)}."
-    )
-
-
-def _csv_rows(path: Path, content: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each row by the header's names; where the first row is a question, by MMLU's own order."""
-    csv.field_size_limit(LONGEST_CELL)
-    reader = (row for row in csv.reader(io.StringIO(content, newline=""), strict=True) if row)
-    number = 0
-    try:
-        first = next(reader, [])
-        named = any(_bare(cell) in QUESTION for cell in first)
-        names = first if named else ["question", *(f"choice{index}" for index in range(len(first) - 2)), "answer"]
-        for number, cells in enumerate(reader if named else itertools.chain([first] * bool(first), reader), start=1):
-            where = f"{path}, row {number}"
-            if len(cells) != len(names):
-                raise QuestionError(
-                    f"{where}: {len(cells)} cells, where the first row has {len(first)}.\n"
-                    "Put cells with commas in quotes."
-                )
-            row: dict[str, Any] = dict(zip(names, cells, strict=True))
-            yield where, {name: int(cell) if _is_index(name, cell) else cell for name, cell in row.items()}
-    except csv.Error as error:
-        raise QuestionError(f"{path}, row {number + 1}: not CSV ({error}).\nWrite the file again.") from None
-
-
-def _is_index(name: str, cell: str) -> bool:
-    return _bare(name) in ANSWER and re.fullmatch(r"\s*-?\d+\s*", cell) is not None
-
-
-def _bare(name: str) -> str:
-    return name.strip().lower()
-
-
-def _column(where: str, row: Mapping[str, Any], names: Sequence[str]) -> Any:
-    for name in names:
-        if name in row:
-            return row[name]
-    raise QuestionError(
-        f"{where}: no '{names[0]}'; {field_names(row, 'columns')}.\nName the column so (or {', '.join(names[1:])})."
-    )
-
-
-def _choices(where: str, row: Mapping[str, Any]) -> tuple[str, ...]:
-    values = next((row[name] for name in CHOICES if name in row), None)
-    if values is None:
-        numbered = {int(name[6:]): value for name, value in row.items() if re.fullmatch(r"choice\d+", name)}
-        lettered = [row[letter.lower()] for letter in LETTERS[: len(row)] if letter.lower() in row]
-        values = [numbered[number] for number in sorted(numbered)] or lettered
-        if not values:
-            raise QuestionError(
-                f"{where}: no 'choices'; {field_names(row, 'columns')}.\n"
-                "Name the column so (or options), or give one column a choice: choice0, choice1, ... or A, B, ..."
-            )
-    if not isinstance(values, list):
-        raise QuestionError(f"{where}: choices holds {type(values).__name__}, not a list of texts.\nMake it a list.")
-    if not 2 <= len(values) <= len(LETTERS):
-        raise QuestionError(
-            f"{where}: {len(values)} choice{'s' * (len(values) != 1)} found, where 2 to {len(LETTERS)} must stand.\n"
-            "Add the wrong options, or remove the row."
-        )
-    return tuple(text_of(where, f"choice {number}", value) for number, value in enumerate(values))
-
-
-def _gold(where: str, answer: Any, choices: Sequence[str]) -> int:
-    """The right choice by its 0-based index, its letter or its text."""
-    last = LETTERS[len(choices) - 1]
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        if 0 <= answer < len(choices):
-            return answer
-        raise QuestionError(
-            f"{where}: answer {answer} is no index of {len(choices)} choices; the first has index 0.\n"
-            f"Give 0 to {len(choices) - 1}, or the letter A to {last}."
-        )
-    said = text_of(where, "the answer", answer).strip()
-    letters = {number for number, letter in enumerate(LETTERS[: len(choices)]) if letter == said}
-    texts = {number for number, choice in enumerate(choices) if choice.strip() == said}
-    if len(found := letters & texts or letters | texts) == 1:
-        return found.pop()
-    if found:
-        raise QuestionError(
-            f"{where}: the answer is meant by choices {' and '.join(map(str, sorted(found)))}.\n"
-            "Give the 0-based index instead."
-        )
-    raise QuestionError(
-        f"{where}: the answer is not among the {len(choices)} choices.\n"
-        f"Give the choice's own text, its letter A to {last}, or its 0-based index."
-    )
+def _mmlu_columns(first: Sequence[str]) -> list[str] | None:
+    """MMLU's own order of columns, where the first row of a `.csv` is a question and no header."""
+    if any(cell.strip().lower() in EXAM.question for cell in first):
+        return None
+    return ["question", *(f"choice{index}" for index in range(len(first) - 2)), "answer"]

@@ -10,12 +10,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lethe.data.corpora import in_turn
+from lethe.data.questions import QuestionRow, RowForm, question_rows
 from lethe.data.refusals import WANTED
-from lethe.data.text_files import decoded, did_you_mean, field_names, json_rows
-from lethe.errors import CorpusError
+from lethe.data.text_files import TABLE, decoded, did_you_mean
+from lethe.errors import CorpusError, QuestionError
 from lethe.types import Question
 
-_FIELDS = ("prompt", "question", "instruction", "text")
+PROMPTS = RowForm(question=("prompt", "question", "instruction", "text"), needs="question")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +45,31 @@ class Prompts:
 
 
 def read_prompts(source: str | Path) -> tuple[Question, ...]:
-    """Prompts of a `.jsonl` or `.json` file (fields prompt, question, instruction or text; answer if there is one), or
-    the lines of a `.txt` file.
+    """Prompts of a `.jsonl`, `.json`, `.csv` or `.parquet` file (columns prompt, question, instruction or text; answer
+    if there is one), or the lines of a `.txt` file.
 
     Raises: CorpusError.
     """
     path = Path(source).expanduser()
     if not path.is_file():
-        raise CorpusError(f"no prompts {path}{did_you_mean(path)}\nGive a .jsonl, .json or .txt file.")
-    suffix = path.suffix.lower()
-    if suffix not in (".jsonl", ".json", ".txt"):
-        raise CorpusError(f"{path}: no prompts are read from {suffix or 'a file without suffix'}.\nGive a .jsonl file.")
-    content = decoded(path, CorpusError)
-    if suffix == ".txt":
-        found = tuple(Question(prompt=line.strip(), answer="") for line in content.splitlines() if line.strip())
-    else:
-        found = tuple(_prompt(where, row) for where, row in json_rows(path, content, CorpusError))
-    if not found:
+        raise CorpusError(f"no prompts {path}{did_you_mean(path)}\nGive {TABLE}, or a .txt file.")
+    if path.suffix.lower() != ".txt":
+        return tuple(found.question for found in prompt_rows(path))
+    lines = [line.strip() for line in decoded(path, CorpusError).splitlines() if line.strip()]
+    if not lines:
         raise CorpusError(f"{path} holds no prompt.\nGive a file with at least one.")
-    return found
+    return tuple(Question(prompt=line, answer="") for line in lines)
+
+
+def prompt_rows(path: str | Path) -> list[QuestionRow]:
+    """Every row of a file of one of the formats TABLES, with its prompt.
+
+    Raises: CorpusError.
+    """
+    try:
+        return question_rows(path, PROMPTS)
+    except QuestionError as error:
+        raise CorpusError(str(error)) from None
 
 
 def render(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Question]) -> tuple[Question, ...]:
@@ -103,19 +110,3 @@ def check_apart(prompts: Prompts, *, allow: bool) -> None:
                     f"{len(rows)} of {len(found)} forget prompts of {name!r} stand among the {side} prompts too: "
                     f"rows {places}.\nRemove them from one side, or pass --allow-overlap."
                 )
-
-
-def _prompt(where: str, row: object) -> Question:
-    if not isinstance(row, dict):
-        raise CorpusError(f"{where}: {type(row).__name__} found, where an object with a question must stand.")
-    field = next((name for name in _FIELDS if name in row), None)
-    if field is None:
-        raise CorpusError(
-            f"{where}: no 'question' or 'prompt'; {field_names(map(str, row), 'fields')}.\nName the field so."
-        )
-    for name in (field, "answer"):
-        if name in row and not isinstance(row[name], str):
-            raise CorpusError(f"{where}: {name} holds {type(row[name]).__name__}, not a text.\nMake it a string.")
-    if not row[field].strip():
-        raise CorpusError(f"{where}: {field} is empty.\nFill it in, or remove the row.")
-    return Question(prompt=row[field], answer=row.get("answer", ""), topic=str(row.get("topic") or row.get("edge", "")))

@@ -1,16 +1,29 @@
-"""Files as corpora and questions are read from them: decoded, cut into rows of JSON or parquet, missed by a letter.
+"""Files as corpora and questions are read from them: decoded, cut into the rows of a table, missed by a letter.
 
 No message of this module quotes a file's content: it names the file and the line or row.
 """
 
+import csv
 import difflib
+import io
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lethe.errors import UsageError
+
+TABLES = (".json", ".jsonl", ".csv", ".parquet")
+"""Suffixes of files whose rows have named columns."""
+
+
+TABLE = "a .jsonl, .json, .csv or .parquet file"
+
+
+LONGEST_CELL = 10_000_000
+"""Characters of a CSV cell that are still read; a quote never closed makes one cell of the rest of the file."""
 
 
 def decoded(path: Path, failure: type[UsageError]) -> str:
@@ -29,6 +42,49 @@ def decoded(path: Path, failure: type[UsageError]) -> str:
         line = without_bom.count(b"\n", 0, error.start) + 1
         byte = len(content) - len(without_bom) + error.start
         raise failure(f"{path}, line {line}: byte {byte} is not UTF-8.\nSave the file as UTF-8.") from None
+
+
+def table_rows(
+    path: Path, failure: type[UsageError], columns: Callable[[Sequence[str]], Sequence[str] | None] | None = None
+) -> Iterator[tuple[str, Any]]:
+    """Each row of a file with one of the suffixes TABLES, with its place in the file; most rows are dicts by column.
+
+    Of a `.csv` whose first row is no header, `columns` gives their names for that row; None for a header.
+    Raises: `failure` if the file cannot be read as what its suffix says.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return parquet_rows(path, failure)
+    content = decoded(path, failure)
+    return csv_rows(path, content, failure, columns) if suffix == ".csv" else json_rows(path, content, failure)
+
+
+def csv_rows(
+    path: Path,
+    content: str,
+    failure: type[UsageError],
+    columns: Callable[[Sequence[str]], Sequence[str] | None] | None = None,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of a CSV file with its place in the file, as `table_rows` says; a header is not counted.
+
+    Raises: `failure` if it is not CSV, or a row has other cells than the first one.
+    """
+    csv.field_size_limit(LONGEST_CELL)
+    reader = (row for row in csv.reader(io.StringIO(content, newline=""), strict=True) if row)
+    number = 0
+    try:
+        first = next(reader, [])
+        unnamed = columns(first) if columns is not None and first else None
+        for number, cells in enumerate(itertools.chain([first], reader) if unnamed else reader, start=1):
+            where = f"{path}, row {number}"
+            if len(cells) != len(first):
+                raise failure(
+                    f"{where}: {counted(len(cells), 'cell')}, where the first row has {len(first)}.\n"
+                    "Put cells with commas in quotes."
+                )
+            yield where, dict(zip(unnamed or first, cells, strict=True))
+    except csv.Error as error:
+        raise failure(f"{path}, row {number + 1}: not CSV ({error}).\nWrite the file again.") from None
 
 
 def json_rows(path: Path, content: str, failure: type[UsageError]) -> Iterator[tuple[str, Any]]:

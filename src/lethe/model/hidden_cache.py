@@ -7,6 +7,7 @@ that leave no cache behind and go through the head are served so: reading log-pr
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from lethe.model import hooks
-from lethe.model.hooks import calling
+from lethe.model.hooks import hidden_of, replaced_forward
 from lethe.model.layers import find_layers
 from lethe.model.recordings import Store
 
@@ -24,7 +24,7 @@ ALLOWED = 1e-2
 """Largest difference of logits, as a share of the largest, on a GPU, which may choose another kernel; on a CPU none."""
 
 
-class Starts:
+class HiddenCache:
     """Hidden states at a few layers of the untouched model, by the tokens that they were read from."""
 
     def __init__(self, starts: Sequence[int], store: Store):
@@ -35,9 +35,10 @@ class Starts:
         """False once a forward from a start was seen to differ from the whole one; it is then no longer used."""
         self.served = 0
         """Forwards that did not run their lower layers."""
-        self._kept: dict[bytes, dict[int, Tensor]] = {}
+        self._states: dict[bytes, dict[int, Tensor]] = {}
         self._proved: set[int] = set()
         self._widths: dict[int, int] = {}
+        """Length of the tuple that a layer hands its state on in; 0 for the state alone."""
 
     @contextmanager
     def reading(self, model: PreTrainedModel, first: int | None) -> Iterator[None]:
@@ -47,86 +48,87 @@ class Starts:
             yield
             return
         layers = list(find_layers(model))[: usable[-1]]
-        forward = _Forward(self, model, usable)
+        running = _Forward(usable=usable)
         with ExitStack() as stack:
             for number, layer in enumerate(layers):
-                stack.enter_context(calling(layer, forward.through(number, layer.forward)))
-            stack.enter_context(calling(model, forward.whole(model.forward)))
+                stack.enter_context(replaced_forward(layer, self._of_layer(number, layer.forward, running)))
+            stack.enter_context(replaced_forward(model, self._of_model(model.forward, running)))
             yield
 
     def clear(self) -> None:
         """Give all states up."""
-        self._kept.clear()
+        self._states.clear()
         self.store.clear()
 
-
-class _Forward:
-    """One model's forward and those of its lower layers, with the way through them."""
-
-    def __init__(self, starts: "Starts", model: PreTrainedModel, usable: Sequence[int]):
-        self.starts = starts
-        self.model = model
-        self.usable = usable
-        self.noted: dict[int, Tensor] | None = None
-        self.skip: tuple[int, Tensor] | None = None
-
-    def whole(self, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _of_model(self, original: Callable[..., Any], running: "_Forward") -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            key = _key(args, kwargs) if self.starts.is_sound else None
+            key = _key(args, kwargs) if self.is_sound else None
             if key is None:
                 return original(*args, **kwargs)
-            known = self.starts._kept.setdefault(key, {})
-            start = max((s for s in known if s in self.usable), default=0)
+            known = self._states.setdefault(key, {})
+            start = max((s for s in known if s in running.usable), default=0)
             if start:
-                self.starts.served += 1
-                return self._from(start, known[start], original, kwargs)
-            self.noted = {}
-            try:
+                self.served += 1
+                return running.from_layer(start, known[start], original, kwargs)
+            with running.noting() as noted:
                 output = original(**kwargs)
-                noted = self.noted
-            finally:
-                self.noted = None
             for start, hidden in noted.items():
-                if start not in self.starts._proved:
-                    again = self._from(start, hidden, original, kwargs)
-                    self.starts.is_sound = self.starts.is_sound and _same(output.logits, again.logits)
-                    self.starts._proved.add(start)
-                if self.starts.is_sound and (kept := self.starts.store.keep(hidden)) is not None:
-                    known[start] = kept
+                if start not in self._proved:
+                    again = running.from_layer(start, hidden, original, kwargs)
+                    self.is_sound = self.is_sound and _same(output.logits, again.logits)
+                    self._proved.add(start)
+                if self.is_sound and (stored := self.store.keep(hidden)) is not None:
+                    known[start] = stored
             return output
 
         return _like(original, forward)
 
-    def through(self, number: int, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _of_layer(self, number: int, original: Callable[..., Any], running: "_Forward") -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.skip is not None and number < self.skip[0]:
-                start, hidden = self.skip
-                width = self.starts._widths[number]
-                kept = hidden if number == start - 1 else (args[0] if args else kwargs["hidden_states"])
-                return (kept, *[None] * (width - 1)) if width else kept
+            if running.skip is not None and number < running.skip[0]:
+                start, hidden = running.skip
+                width = self._widths[number]
+                passed = hidden if number == start - 1 else (args[0] if args else kwargs["hidden_states"])
+                return (passed, *[None] * (width - 1)) if width else passed
             output = original(*args, **kwargs)
-            if self.noted is not None:
-                self._note(number, output)
+            if running.noted is not None:
+                rest = output[1:] if isinstance(output, tuple) else ()
+                if any(part is not None for part in rest):
+                    self.is_sound = False
+                    return output
+                self._widths[number] = len(output) if isinstance(output, tuple) else 0
+                if number + 1 in running.usable:
+                    running.noted[number + 1] = hidden_of(output)
             return output
 
         return _like(original, forward)
 
-    def _from(self, start: int, hidden: Tensor, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+
+@dataclass(kw_only=True)
+class _Forward:
+    """What the forwards of one model and of its layers tell each other."""
+
+    usable: Sequence[int]
+    """Layers from which this model's forward may start."""
+    noted: dict[int, Tensor] | None = None
+    """The states that enter these layers, while a whole forward runs."""
+    skip: tuple[int, Tensor] | None = None
+    """The layer that a forward starts from, and what enters it."""
+
+    @contextmanager
+    def noting(self) -> Iterator[dict[int, Tensor]]:
+        self.noted = {}
+        try:
+            yield self.noted
+        finally:
+            self.noted = None
+
+    def from_layer(self, start: int, hidden: Tensor, original: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         self.skip = (start, hidden)
         try:
             return original(**kwargs)
         finally:
             self.skip = None
-
-    def _note(self, number: int, output: Any) -> None:
-        """How a layer hands its state on, in a tuple or not; and the state itself, where a forward may start."""
-        rest = output[1:] if isinstance(output, tuple) else ()
-        if any(part is not None for part in rest):
-            self.starts.is_sound = False
-            return
-        self.starts._widths[number] = len(output) if isinstance(output, tuple) else 0
-        if self.noted is not None and number + 1 in self.usable:
-            self.noted[number + 1] = hooks.hidden_of(output)
 
 
 def _key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lethe.errors import ReplayError
 from lethe.model import hooks
-from lethe.model.hooks import calling
+from lethe.model.hooks import replaced_forward
 from lethe.model.layers import d_model, device_of, find_layers
 from lethe.types import Activation, Batch
 
@@ -283,7 +283,7 @@ def _constant(outputs: tuple[tuple[nn.Module, Any], ...]) -> Iterator[None]:
     """Let modules return recorded outputs instead of computing them, for as long as the context lasts."""
     with ExitStack() as stack:
         for module, output in outputs:
-            stack.enter_context(calling(module, _returning(output)))
+            stack.enter_context(replaced_forward(module, _returning(output)))
         yield
 
 

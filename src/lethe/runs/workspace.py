@@ -19,7 +19,7 @@ from lethe.evaluation.measure import Measured, check_refusals
 from lethe.evaluation.settings import EvalSettings
 from lethe.inference.loaded_model import LoadedModel
 from lethe.model.checkpoint_files import checkpoint_files, count_layers, model_folder, read_tensor
-from lethe.model.hidden_cache import Starts
+from lethe.model.hidden_cache import HiddenCache
 from lethe.model.layers import trainable_names
 from lethe.model.loading import load_model, load_tokenizer, skeleton
 from lethe.model.patch import Patch
@@ -51,7 +51,7 @@ class Workspace:
         self.is_shared = share
         self.recordings: Recordings | None = None
         """Of a shared model, where they are kept."""
-        self.hidden: Starts | None = None
+        self.hidden: HiddenCache | None = None
         """Of a shared model, hidden states below the edited layers of what is measured."""
         self.memo: defaultdict[str, Last[Any]] = defaultdict(Last)
         """For solvers: see `Work`."""

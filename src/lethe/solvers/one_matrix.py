@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lethe.errors import UnknownModuleError
 from lethe.methods.protocol import Method, SteeringMethod
+from lethe.model import hooks
 from lethe.model.slice import LayerSlice, Recording
 from lethe.solvers.protocol import Cost, Problem
 from lethe.types import Activation, Batch, State
@@ -21,11 +22,8 @@ def matrix_inputs(layers: LayerSlice, batch: Batch) -> tuple[Float[Tensor, "toke
     """Inputs of the trained matrix at the counted tokens of a batch, and the recording they came from."""
     _, _, owner, _ = _matrix(layers)
     inputs: list[Tensor] = []
-    handle = owner.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    try:
+    with hooks.inputs([owner], lambda _, x: inputs.append(x)):
         recording = layers.record(batch)
-    finally:
-        handle.remove()
     if len(inputs) != 1:
         raise _refusal(layers, f"is used {len(inputs)} times in one forward pass")
     (x,) = inputs

@@ -1,18 +1,18 @@
 """MUSE: news articles or books that a model was trained on, and whether it still knows them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from lethe.data.text_files import decoded, field_names, json_rows, parquet_rows
+from lethe.data.questions import text_in
+from lethe.data.text_files import TABLES, table_rows
 from lethe.errors import InvalidValueError, QuestionError
 from lethe.types import EvalSet, Question
 
 SPLITS = ("news", "books")
 
 
-SUFFIXES = (".json", ".jsonl", ".parquet", "-00000-of-00001.parquet")
+SUFFIXES = (*TABLES, "-00000-of-00001.parquet")
 
 
 FORM = "Question: {}\nAnswer:"
@@ -80,28 +80,10 @@ class MUSE:
 
 def _columns(path: Path, *names: str) -> list[tuple[str, ...]]:
     """The texts of some columns, row by row; a row that is a text alone is the only column."""
-    found = []
-    for where, row in _rows(path):
-        cells = {names[0]: row} if isinstance(row, str) and len(names) == 1 else row
-        if not isinstance(cells, dict):
-            raise QuestionError(
-                f"{where}: {type(row).__name__} found, where an object with {' and '.join(names)} must stand."
-            )
-        for name in names:
-            if name not in cells:
-                raise QuestionError(f"{where}: no '{name}'; {field_names(cells, 'columns')}.\nName the column so.")
-            if not isinstance(cells[name], str) or not cells[name].strip():
-                raise QuestionError(
-                    f"{where}: {name} is empty or no text ({type(cells[name]).__name__}).\n"
-                    "Fill it in, or remove the row."
-                )
-        found.append(tuple(cells[name] for name in names))
-    if not found:
+    rows = [
+        (where, {names[0]: row} if isinstance(row, str) and len(names) == 1 else row)
+        for where, row in table_rows(path, QuestionError)
+    ]
+    if not rows:
         raise QuestionError(f"{path} holds no row.\nFetch the file again.")
-    return found
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    if path.suffix == ".parquet":
-        return parquet_rows(path, QuestionError)
-    return json_rows(path, decoded(path, QuestionError), QuestionError)
+    return [tuple(text_in(where, row, (name,)) for name in names) for where, row in rows]

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from lethe.data.questions import read_questions
-from lethe.data.text_files import did_you_mean
+from lethe.data.text_files import TABLES, did_you_mean
 from lethe.errors import InvalidValueError, QuestionError
 from lethe.types import EvalSet, Question
-
-SUFFIXES = (".json", ".jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ class TOFU:
         )
 
     def _read(self, folder: Path, stem: str, has_paraphrases: bool) -> tuple[Question, ...]:
-        path = next((path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()), None)
+        path = next((path for suffix in TABLES if (path := folder / f"{stem}{suffix}").is_file()), None)
         if path is None:
             raise QuestionError(
                 f"no {stem}.json in {folder}{did_you_mean(folder / f'{stem}.json')}\n"

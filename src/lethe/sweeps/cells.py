@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from lethe.errors import DivergedError, RunFolderError, UsageError
-from lethe.model.hidden_cache import Starts
+from lethe.model.hidden_cache import HiddenCache
 from lethe.model.layers import d_model, trainable_names
 from lethe.model.recordings import Cut, Recordings, Store
 from lethe.runs import config_file, unlearn
@@ -160,7 +160,7 @@ def provide(
         workspace.recordings = Recordings(Store(limit, cache if on_disk else None), cuts)
     if spec.cache != "none" and spec.config.evaluation.evaluate == "all":
         starts = {cell.config.trained_layers[0] for cell in todo}
-        workspace.hidden = Starts(sorted(starts), Store(free // 4))
+        workspace.hidden = HiddenCache(sorted(starts), Store(free // 4))
 
 
 def describe(found: Sharable) -> str:

@@ -247,7 +247,7 @@ def test_no_questions_are_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty"),
+        (b"", "no rows"),
         (b'{"text": "zyxwv', "line 1, column 10: not JSON"),
         (b"\xff\xfe", "not UTF-8"),
         (b'{"text": 3}', "holds int, not a text"),
@@ -268,7 +268,7 @@ def test_missing_sides_and_files_are_stops(tmp_path: Path) -> None:
     found = check([], tmp_path / "none.jsonl", [tmp_path / "none.csv"])
     assert [(stop.where, stop.what.splitlines()[0]) for stop in found.stops] == [
         (str(tmp_path / "none.jsonl"), f"no corpus {tmp_path / 'none.jsonl'}."),
-        (str(tmp_path / "none.csv"), "questions with sets are read from .jsonl or .json."),
+        (str(tmp_path / "none.csv"), f"no question file {tmp_path / 'none.csv'}."),
         ("forget", "there is no forget corpus: add forget.jsonl, or pass --forget"),
     ]
 

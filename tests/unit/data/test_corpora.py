@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lethe.data.batches import Schedule, batches, encode_rows, schedule
+from lethe.data.batches import Batching, Schedule, batches, encode_rows
 from lethe.data.corpora import check_overlap, read_texts
+from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError, EmptyBatchError, InvalidValueError
 from lethe.types import Batch
 
@@ -96,7 +99,7 @@ def test_wikitext_has_its_paragraphs_and_headings() -> None:
 # Errors of files
 
 ERRORS = {
-    "empty": ("a.jsonl", " \n", "{path} is empty.\nGive a corpus with at least one text."),
+    "empty": ("a.jsonl", " \n", "{path}: no rows.\nGive a corpus with at least one text."),
     "empty array": ("a.json", "[]", "{path}: no rows.\nGive a corpus with at least one text."),
     "blank rows": (
         "a.jsonl",
@@ -106,13 +109,15 @@ ERRORS = {
     "suffix": (
         "a.docx",
         SECRET,
-        "{path}: no corpus is read from .docx.\nGive a .jsonl, .json or .txt file, a dataset folder, or a hub dataset "
+        "{path}: no corpus is read from .docx.\n"
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset "
         "as name:config:split.",
     ),
     "no suffix": (
         "a",
         SECRET,
-        "{path}: no corpus is read from a file without suffix.\nGive a .jsonl, .json or .txt file, a dataset folder, "
+        "{path}: no corpus is read from a file without suffix.\n"
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, "
         "or a hub dataset as name:config:split.",
     ),
     "no such field": (
@@ -188,14 +193,24 @@ def test_errors_name_file_line_and_fix_and_quote_no_text(tmp_path: Path, case: s
     assert refusal(path) == message.replace("{path}", str(path))
 
 
+def test_csv_and_parquet_give_the_column(tmp_path: Path) -> None:
+    rows = [{"n": "1", "body": "one, and"}, {"n": "2", "body": " "}, {"n": "3", "body": "three"}]
+    (tmp_path / "a.csv").write_text('n,body\n1,"one, and"\n2, \n3,three\n')
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        assert read_texts(tmp_path / name, text_field="body") == ["one, and", "three"]
+
+
 def test_raw_lines_of_an_empty_file_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", "\n")
-    assert refusal(path, raw_lines=True).startswith(f"{path} is empty.")
+    assert refusal(path, raw_lines=True).startswith(f"{path}: all 1 row blank.")
 
 
 def test_a_missing_file_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path, "cyber.jsonl", "")
-    kinds = "Give a .jsonl, .json or .txt file, a dataset folder, or a hub dataset as name:config:split."
+    kinds = (
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split."
+    )
     assert refusal(tmp_path / "cybr.jsonl") == f"no corpus {tmp_path}/cybr.jsonl: did you mean cyber.jsonl?\n{kinds}"
     assert refusal(f"{tmp_path}/zzz.txt") == f"no corpus {tmp_path}/zzz.txt.\n{kinds}"
     assert (
@@ -304,7 +319,7 @@ def test_a_hub_dataset_that_does_not_come_is_named_with_the_reason(monkeypatch: 
     assert refusal("org/wiki") == (
         "org/wiki is neither a file or folder here nor a dataset that the hub gives "
         "(ConnectionError: Couldn't reach 'org/wiki' on the Hub).\n"
-        "Give a .jsonl, .json or .txt file, a dataset folder, or a hub dataset as name:config:split."
+        "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split."
     )
 
 
@@ -442,18 +457,10 @@ def test_a_batch_without_a_counted_token_is_refused(tokenizer: Any) -> None:
 
 
 def plan(forget: dict[str, list[str]], retain: list[str], *, seed: int = 0, **changes: Any) -> Schedule:
-    settings: dict[str, Any] = {
-        "steps": 4,
-        "batch_size": 2,
-        "epochs": 1,
-        "max_lengths": [8] * (len(forget) + 1),
-        "chunk": False,
-        "count": "no-bos",
-        "padding_side": "right",
-        "shuffle": True,
-    }
-    rng = torch.Generator().manual_seed(seed)
-    return schedule(forget, retain, tiny_tokenizer(), **(settings | changes), rng=rng)
+    corpora = TextCorpora(forget=forget, retain=retain, tokenizer=tiny_tokenizer())
+    turns: dict[str, Any] = {"steps": 4} | {n: changes.pop(n) for n in ("steps", "accumulate") if n in changes}
+    batching: dict[str, Any] = {"batch_size": 2, "max_length": (8,)} | changes
+    return corpora.schedule(Batching(**batching), torch.Generator().manual_seed(seed), **turns)
 
 
 def words(start: int, n: int) -> list[str]:
@@ -500,14 +507,14 @@ def test_the_generator_decides_the_order() -> None:
 
 def test_each_topic_and_the_retain_corpus_have_their_own_length() -> None:
     texts = [" ".join(words(0, 50))] * 8
-    found = plan({"a": texts, "b": texts}, texts, max_lengths=[5, 7, 3])
+    found = plan({"a": texts, "b": texts}, texts, max_length=(5, 7, 3))
     widths = [tuple(batch.input_ids.shape[1] for batch in found.at(step)[1:]) for step in range(2)]
     assert widths == [(5, 3), (7, 3)]
 
 
 def test_chunks_are_shuffled_after_cutting() -> None:
     texts = [" ".join(words(0, 20)), " ".join(words(20, 20))]
-    found = plan({"a": texts}, texts, chunk=True, max_lengths=[5, 5], steps=5)
+    found = plan({"a": texts}, texts, chunk=True, max_length=(5, 5), steps=5)
     rows = [row for _, forget, _ in all_rows(found) for row in forget]
     assert sorted(rows) == [[1, *range(i, i + 4)] for i in range(3, 43, 4)]
     assert rows != sorted(rows)
@@ -572,7 +579,7 @@ def test_a_short_corpus_says_what_it_has_what_is_needed_and_what_to_pass(case: s
         plan(**(settings | {"epochs": int(epochs[1])}))
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "epochs"])
+@pytest.mark.parametrize("name", ["steps", "accumulate", "batch_size", "epochs"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^'{name}' must be at least 1. Got 0.$"):
         plan({"a": words(0, 9)}, words(0, 9), **{name: 0})
@@ -582,26 +589,13 @@ def test_topics_and_lengths_must_match() -> None:
     with pytest.raises(InvalidValueError, match=r"^'topics' must be at least 1. Got 0.$"):
         plan({}, words(0, 9))
     with pytest.raises(InvalidValueError) as caught:
-        plan({"a": words(0, 9)}, words(0, 9), max_lengths=[8])
-    assert str(caught.value) == (
-        "'max_lengths' must have 2 entries, one for each topic and one for the retain corpus. Got 1."
-    )
+        plan({"a": words(0, 9)}, words(0, 9), max_length=(8, 8, 8))
+    assert str(caught.value) == "'max_length' needs one number, or 2 for 1 topic and the retain corpus. Got 3."
 
 
 def test_an_empty_batch_names_its_corpus() -> None:
     tokenizer = tiny_tokenizer("$A")
     with pytest.raises(EmptyBatchError, match=r"^retain corpus: no token counts in batch 1"):
-        schedule(
-            {"a": words(0, 2)},
-            ["<s>", "<s>"],
-            tokenizer,
-            steps=1,
-            batch_size=2,
-            epochs=1,
-            max_lengths=[4, 4],
-            chunk=False,
-            count="no-bos",
-            padding_side="left",
-            shuffle=False,
-            rng=torch.Generator(),
+        TextCorpora(forget={"a": words(0, 2)}, retain=["<s>", "<s>"], tokenizer=tokenizer).schedule(
+            Batching(batch_size=2, max_length=(4,), padding_side="left", shuffle=False), torch.Generator(), steps=1
         )

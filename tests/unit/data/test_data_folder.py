@@ -221,7 +221,7 @@ def test_an_unknown_set_is_refused_unquoted(folder: Path, name: Any) -> None:
         (b'{"body": "secret"}\n', "line 1: no field 'text'; there is body"),
         (b'{"text": 5}\n', "line 1: field 'text' holds int, not a text"),
         (b'["secret"]\n', "line 1: list found, where an object"),
-        (b"", "is empty"),
+        (b"", "no rows"),
         (b'{"text": " "}\n', "all 1 row blank"),
     ],
 )
@@ -234,9 +234,11 @@ def test_files_that_cannot_be_used_are_named_with_their_line(folder: Path, conte
     assert "secr" not in str(error.value)
 
 
-def test_csv_has_no_sets(tmp_path: Path) -> None:
+def test_a_csv_has_sets_too(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
-    path.write_text("question,answer\na,b\n")
-    with pytest.raises(QuestionError) as error:
-        data_folder.questions_by_set(path)
-    assert str(error.value) == f"{path}: questions with sets are read from .jsonl or .json.\nGive such a file."
+    path.write_text("question,answer,set\na,b,retain\nc,d,forget\n")
+    found = data_folder.questions_by_set(path)
+    assert {name: [one.prompt for one in questions] for name, questions in found.items()} == {
+        "forget": ["c"],
+        "retain": ["a"],
+    }

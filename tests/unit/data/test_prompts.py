@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lethe import load_tokenizer, types
-from lethe.data import batches, prompts, unanswerable
+from lethe.data import prompt_corpora, prompts, unanswerable
 from lethe.data.prompts import Prompts
 from lethe.errors import CorpusError
 from lethe.suites import world
@@ -24,11 +26,19 @@ def asked(*texts: str) -> tuple[Question, ...]:
 
 
 @pytest.mark.parametrize("field", ["prompt", "question", "instruction", "text"])
-@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 def test_a_prompt_may_stand_in_any_of_four_fields(tmp_path: Path, field: str, suffix: str) -> None:
     rows = [{field: "Who?", "answer": "Me"}, {field: "Why?"}]
-    content = json.dumps(rows) if suffix == ".json" else "\n".join(map(json.dumps, rows))
-    (tmp_path / f"p{suffix}").write_text(content)
+    content = {
+        ".json": json.dumps(rows),
+        ".jsonl": "\n".join(map(json.dumps, rows)),
+        ".csv": f"{field},answer\nWho?,Me\nWhy?,\n",
+    }
+    path = tmp_path / f"p{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist([row | {"answer": row.get("answer", "")} for row in rows]), path)
+    else:
+        path.write_text(content[suffix])
     found = prompts.read_prompts(tmp_path / f"p{suffix}")
     assert [(one.prompt, one.answer) for one in found] == [("Who?", "Me"), ("Why?", "")]
 
@@ -41,9 +51,10 @@ def test_a_text_file_holds_one_prompt_a_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("p.csv", "question\nWho?", "no prompts are read from .csv"),
-        ("p.jsonl", "", "holds no prompt"),
-        ("p.jsonl", '{"title": "x"}', "line 1: no 'question' or 'prompt'; there is title"),
+        ("p.md", "question\nWho?", "no question is read from .md"),
+        ("p.jsonl", "", "holds no question"),
+        ("p.txt", "\n", "holds no prompt"),
+        ("p.jsonl", '{"title": "x"}', "line 1: no 'prompt'; there is title"),
         ("p.jsonl", '{"question": 3}', "line 1: question holds int, not a text"),
         ("p.jsonl", '{"question": " "}', "line 1: question is empty"),
         ("p.jsonl", '{"question": "q", "answer": ["a"]}', "line 1: answer holds list, not a text"),
@@ -94,7 +105,9 @@ def test_which_tokens_of_a_forget_prompt_count(tokenizer: Any) -> None:
     forget, retain = asked("Q: What is the home of Skarn? A:"), asked("Q: What is the colour of Skarn? A:")
 
     def counted(positions: Any, kept: tuple[Question, ...] = retain) -> str:
-        (batch,) = batches.forget_batches(forget, kept, tokenizer, positions=positions, batch_size=4, max_length=64)
+        (batch,) = prompt_corpora.forget_batches(
+            forget, kept, tokenizer, positions=positions, batch_size=4, max_length=64
+        )
         return tokenizer.decode(batch.input_ids[batch.mask]).strip()
 
     whole = tokenizer.decode(tokenizer(forget[0].prompt)["input_ids"]).strip()
@@ -108,7 +121,7 @@ def test_which_tokens_of_a_forget_prompt_count(tokenizer: Any) -> None:
 
 
 def test_a_long_prompt_keeps_its_end(tokenizer: Any) -> None:
-    (batch,) = batches.forget_batches(
+    (batch,) = prompt_corpora.forget_batches(
         asked("word " * 50 + "end"), (), tokenizer, positions="last", batch_size=1, max_length=8
     )
     assert batch.input_ids.shape == (1, 8)
@@ -120,7 +133,7 @@ def test_a_long_prompt_keeps_its_end(tokenizer: Any) -> None:
 
 def test_whole_batches_hold_every_text_and_count_all_but_bos(tokenizer: Any) -> None:
     texts = ["one two", "three", "four five six"]
-    found = batches.whole_batches(texts, tokenizer, batch_size=2, max_length=64)
+    found = prompt_corpora.whole_batches(texts, tokenizer, batch_size=2, max_length=64)
     assert [len(batch.input_ids) for batch in found] == [2, 1]
     for batch, rows in zip(found, (texts[:2], texts[2:]), strict=True):
         for row, text in enumerate(rows):

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lethe.data.questions import letter_answers, read_questions, render_letter, subset
 from lethe.errors import InvalidValueError, QuestionError
@@ -45,7 +47,7 @@ def test_free_form_and_multiple_choice_rows(tmp_path: Path) -> None:
     )
 
 
-def test_json_arrays_json_lines_and_csv_give_the_same(tmp_path: Path) -> None:
+def test_all_formats_give_the_same(tmp_path: Path) -> None:
     rows = [
         {"question": "a, b?", "choices": ["x\ny", 'z"'], "answer": 1},
         {"question": "c", "choices": list("de"), "answer": 0},
@@ -60,6 +62,8 @@ def test_json_arrays_json_lines_and_csv_give_the_same(tmp_path: Path) -> None:
     assert read_questions(write(tmp_path, "l.json", lines)) == expected
     assert read_questions(str(write(tmp_path, "q.jsonl", lines.replace("\n", "\r\n")))) == expected
     assert read_questions(write(tmp_path, "q.CSV", csv)) == expected
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "q.parquet")
+    assert read_questions(tmp_path / "q.parquet") == expected
 
 
 @pytest.mark.parametrize(
@@ -119,10 +123,13 @@ CHOICES = '"choices": ["SECRET", "x"]'
 LINE = {
     "no question": (
         '{"text": "SECRET", "answer": "SECRET"}',
-        "no 'question' or 'prompt'; there is text, answer.\nName the column so.",
+        "no 'prompt'; there is text, answer.\nName the column so (or question, input, query).",
     ),
-    "no answer": ('{"question": "SECRET"}', "no 'answer'; there is question.\nName the column so."),
-    "nothing": ("{}", "no 'question' or 'prompt'; there is none.\nName the column so."),
+    "no answer": (
+        '{"question": "SECRET"}',
+        "no 'answer'; there is question.\nName the column so (or target, label, gold, correct).",
+    ),
+    "nothing": ("{}", "no 'prompt'; there is none.\nName the column so (or question, input, query)."),
     "empty question": (
         '{"question": " ", "answer": "SECRET"}',
         "question is empty.\nFill it in, or remove the row.",
@@ -165,17 +172,16 @@ LINE = {
     ),
     "letter and text": (
         '{"question": "SECRET", "answer": "B", "choices": ["A", "O", "B"]}',
-        "answer is the letter of choice 1 and the text of choice 2.\nGive the 0-based index instead.",
+        "answer is meant by choices 1 and 2.\nGive the 0-based index instead.",
     ),
     "one choice": (
         '{"question": "SECRET", "answer": 0, "choices": ["SECRET"]}',
-        "1 choice found, where 2 to 26 must stand.\n"
-        "Add the wrong options, or leave the choices out for a free-form question.",
+        "1 choice found, where 2 to 26 must stand.\nAdd the wrong options; a free-form question has no choices at all.",
     ),
     "no choice": (
         '{"question": "SECRET", "answer": "x", "choices": []}',
         "0 choices found, where 2 to 26 must stand.\n"
-        "Add the wrong options, or leave the choices out for a free-form question.",
+        "Add the wrong options; a free-form question has no choices at all.",
     ),
     "the answer stands twice": (
         '{"question": "SECRET", "answer": 2, "choices": ["SECRET", "x", "SECRET "]}',
@@ -183,21 +189,21 @@ LINE = {
     ),
     "empty choice": (
         '{"question": "SECRET", "answer": 0, "choices": ["SECRET", " "]}',
-        "choices 1 is empty.\nFill it in, or remove the row.",
+        "choice 1 is empty.\nFill it in, or remove the row.",
     ),
     "choices are no list": (
         '{"question": "SECRET", "answer": 0, "choices": "SECRET"}',
-        "choices holds str, not a list of texts.",
+        "choices holds str, not a list of texts.\nMake it a list.",
     ),
     "accepted is no list": (
         '{"question": "SECRET", "answer": "x", "accepted": "SECRET"}',
-        "accepted holds str, not a list of texts.",
+        "accepted holds str, not a list of texts.\nMake it a list.",
     ),
     "topic is no text": (
         '{"question": "SECRET", "answer": "x", "topic": 3}',
         "topic holds int, not a text.\nMake it a string.",
     ),
-    "not an object": ('"SECRET"', "str found, where an object with question and answer must stand."),
+    "not an object": ('"SECRET"', "str found, where an object must stand.\nGive each row as names and values."),
 }
 
 
@@ -216,11 +222,15 @@ FILE: dict[str, tuple[str, str | bytes, str]] = {
     "empty array": ("q.json", "[]", "{path} holds no question.\nGive a file with at least one."),
     "empty csv": ("q.csv", "", "{path} holds no question.\nGive a file with at least one."),
     "header alone": ("q.csv", "question,answer\n", "{path} holds no question.\nGive a file with at least one."),
-    "suffix": ("q.txt", "SECRET", "{path}: no question is read from .txt.\nGive a .jsonl, .json or .csv file."),
+    "suffix": (
+        "q.txt",
+        "SECRET",
+        "{path}: no question is read from .txt.\nGive a .jsonl, .json, .csv or .parquet file.",
+    ),
     "no suffix": (
         "q",
         "SECRET",
-        "{path}: no question is read from a file without suffix.\nGive a .jsonl, .json or .csv file.",
+        "{path}: no question is read from a file without suffix.\nGive a .jsonl, .json, .csv or .parquet file.",
     ),
     "broken line": (
         "q.jsonl",
@@ -236,28 +246,29 @@ FILE: dict[str, tuple[str, str | bytes, str]] = {
     "csv without header": (
         "q.csv",
         "SECRET of what?,SECRET,b,c,d,A\n" * 2,
-        "{path}, row 1: no 'question' or 'prompt'; there are 6 columns, not all with plain names (is the header "
-        "missing?).\nName the column so.",
+        "{path}, row 1: no 'prompt'; there are 6 columns, not all with plain names (is the header "
+        "missing?).\nName the column so (or question, input, query).",
     ),
     "csv without answers": (
         "q.csv",
         "question,choice0,choice1\nSECRET,SECRET,x\n",
-        "{path}, row 1: no 'answer'; there is question, choices.\nName the column so.",
+        "{path}, row 1: no 'answer'; there is question, choice0, choice1.\n"
+        "Name the column so (or target, label, gold, correct).",
     ),
     "commas outside quotes": (
         "q.csv",
         "question,answer\nSECRET,SECRET\nSECRET, SECRET,x\n",
-        "{path}, row 2: more cells than the header.\nPut cells with commas in quotes.",
+        "{path}, row 2: 3 cells, where the first row has 2.\nPut cells with commas in quotes.",
     ),
     "cells missing": (
         "q.csv",
         "question,answer\nSECRET\n",
-        "{path}, row 1: fewer cells than the header.\nPut cells with commas in quotes.",
+        "{path}, row 1: 1 cell, where the first row has 2.\nPut cells with commas in quotes.",
     ),
     "quote never closed": (
         "q.csv",
         'question,answer\na,b\nSECRET,"SECRET\n',
-        "{path}, row 2: not CSV (unexpected end of data).",
+        "{path}, row 2: not CSV (unexpected end of data).\nWrite the file again.",
     ),
     "csv index": (
         "q.csv",
@@ -276,7 +287,7 @@ def test_errors_of_a_file_name_it_and_the_fix_and_quote_nothing(tmp_path: Path, 
 
 def test_a_missing_file_is_answered_with_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path, "virology.csv", "")
-    kinds = "Give a .jsonl, .json or .csv file."
+    kinds = "Give a .jsonl, .json, .csv or .parquet file."
     assert refusal(tmp_path / "virolgy.csv") == (
         f"no question file {tmp_path}/virolgy.csv: did you mean virology.csv?\n{kinds}"
     )

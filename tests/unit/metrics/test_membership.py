@@ -14,7 +14,7 @@ from lethe.errors import InvalidValueError
 from lethe.inference.loaded_model import LoadedModel
 from lethe.metrics import _membership
 from lethe.metrics.membership import Membership
-from lethe.model.hidden_cache import Starts
+from lethe.model.hidden_cache import HiddenCache
 from lethe.model.recordings import Store
 from lethe.types import EvalSet, Scores
 from rigged_models import edited, random_llama, tiny_tokenizer
@@ -193,7 +193,7 @@ def test_gradients_and_what_wants_them_stay_as_they_were() -> None:
 def test_layers_below_the_edit_count_though_other_metrics_pass_them_by() -> None:
     subject = edited(random_llama(), 3)
     alone = measure(subject)
-    starts = Starts([3], Store(10**8))
+    starts = HiddenCache([3], Store(10**8))
     with starts.reading(subject.model, 3):
         assert measure(subject) == alone
         assert measure(subject) == alone

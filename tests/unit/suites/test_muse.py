@@ -288,8 +288,8 @@ def test_a_missing_file_is_named_with_its_source(tmp_path: Path, name: str) -> N
     [
         ([{"prompt": "secret"}], r"forget.jsonl, line 1: no 'gt'; there is prompt"),
         ([FILES["verbmem/forget"][0], {"prompt": "secret", "gt": ""}], "forget.jsonl, line 2: gt is empty"),
-        ([{"prompt": "secret", "gt": 3}], "forget.jsonl, line 1: gt is empty or no text .int."),
-        (["secret"], "forget.jsonl, line 1: str found, where an object with prompt and gt must stand"),
+        ([{"prompt": "secret", "gt": 3}], "forget.jsonl, line 1: gt holds int, not a text"),
+        (["secret"], "forget.jsonl, line 1: str found, where an object must stand"),
         ([], "forget.jsonl holds no row"),
     ],
 )

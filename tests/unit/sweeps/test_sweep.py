@@ -25,7 +25,7 @@ from lethe import RMU, AdaptiveRMU, Batch, LayerSlice, RunConfig, SteeringMethod
 from lethe.cli import main
 from lethe.errors import InvalidLayerError, InvalidValueError, RunFolderError, UsageError
 from lethe.inference.log_probs import measuring
-from lethe.model.hidden_cache import Starts
+from lethe.model.hidden_cache import HiddenCache
 from lethe.model.layers import trainable_names
 from lethe.model.patch import Patch
 from lethe.model.recordings import Recordings, Store
@@ -624,7 +624,7 @@ def test_a_shared_recording_is_the_one_made_alone(limit: int, tiny_model: Any, t
 def test_a_forward_that_starts_at_the_slice_gives_the_same_logits(kind: str, tiny_model: Any, tiny_batch: Any) -> None:
     model, batch = tiny_model(kind), tiny_batch()
     asked = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask.long(), "use_cache": False}
-    starts = Starts((1, 3), Store(10**9))
+    starts = HiddenCache((1, 3), Store(10**9))
     with measuring(model):
         with starts.reading(model, None):
             model(**asked)
@@ -644,7 +644,7 @@ def test_a_forward_that_starts_at_the_slice_gives_the_same_logits(kind: str, tin
 
 def test_a_model_that_hands_more_than_its_state_on_is_not_cut_short(tiny_model: Any, tiny_batch: Any) -> None:
     model, batch = tiny_model(), tiny_batch()
-    starts = Starts((2,), Store(10**9))
+    starts = HiddenCache((2,), Store(10**9))
     memory: list[Batch] = []
     first, last = model.model.layers[0], model.model.layers[3]
     first.register_forward_hook(lambda _, args, output: memory.append(output))
