@@ -25,7 +25,6 @@ OWED = {
     ("evaluation.measure", "runs.sharing"),
     ("evaluation.measure_target", "runs.model_or_run"),
     ("runs.unlearn", "advice.layer_search"),
-    ("solvers.request_sums", "runs.run_folder"),
     ("solvers.ridge", "runs.config"),
     ("solvers.ridge", "runs.sharing"),
 }

@@ -87,7 +87,7 @@ def find(
         return _train(method, config, material, tokenizer, device, dtype, folder, progress, sharing)
     method = config_file.as_run(method, config)
     ridge.check(method, config)
-    held = request_sums.load(config.on) if config.on is not None else ()
+    held = request_sums.load(RunFolder(config.on).sums) if config.on is not None else ()
     slices = inputs.layer_slices(config, device, dtype, sharing)
     if config.withdraw is not None:
         found = ridge.solve_again(method, config, slices, request_sums.withdraw(held, config.withdraw))

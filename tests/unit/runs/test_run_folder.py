@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(
     assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
 
 
-@pytest.mark.parametrize("moment", ["os.replace", "lethe.solvers.training_state.save_file"])
+@pytest.mark.parametrize("moment", ["os.replace", "lethe.system.tensor_file.save_file"])
 def test_a_full_disk_leaves_the_old_checkpoint(folder: RunFolder, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(folder)
     before = {file.name: file.read_bytes() for file in folder.path.iterdir()}
