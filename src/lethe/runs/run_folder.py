@@ -9,7 +9,7 @@ from typing import Any
 from lethe.errors import RunFolderError
 from lethe.solvers.training_state import Checkpoint
 from lethe.system import locked_folder
-from lethe.system.atomic_files import saving, write_text
+from lethe.system.atomic_files import as_json, saving, write_json, write_text
 from lethe.types import HistoryRow, Norms
 
 _FIRST = {locked_folder.LOCK, "config.yaml.partial"}
@@ -97,19 +97,23 @@ class RunFolder:
             if row.step >= until:
                 break
             rows.append(row)
-        write_text(self._history, "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+        write_text(self._history, "".join(_line(row) for row in rows))
         return rows
 
     def append_history(self, row: HistoryRow) -> None:
         """Add a step."""
         with saving(self._history), self._history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row.as_dict()) + "\n")
+            file.write(_line(row))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, renamed into place."""
-        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
+        write_json(self.path / name, content, with_infinity=True)
 
 
 def _row(values: dict[str, Any]) -> HistoryRow:
     norms = {key: Norms(**values[key]) for key in ("forget_norm", "retain_norm")}
     return HistoryRow(**{**values, **norms})
+
+
+def _line(row: HistoryRow) -> str:
+    return as_json(row.as_dict(), indent=None, with_infinity=True) + "\n"
