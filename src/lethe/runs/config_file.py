@@ -9,7 +9,7 @@ import yaml
 
 from lethe import methods
 from lethe.__version__ import __version__
-from lethe.errors import RunFolderError, UnknownNameError
+from lethe.errors import RunFolderError, UnknownNameError, first_line
 from lethe.methods.protocol import SteeringMethod
 from lethe.runs.config import RunConfig
 from lethe.system.plugins import discover, kebab, nearest
@@ -83,7 +83,7 @@ def _content(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}.\nName the config.yaml of a run folder.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path} is not YAML: {_first_line(error)}.") from error
+        raise RunFolderError(f"{path} is not YAML: {first_line(error)}.") from error
     if not isinstance(content, dict) or not isinstance(version := content.get("format"), int):
         raise RunFolderError(f"{path} is not the config.yaml of a run: it has no 'format' number.")
     if version > RUN_FORMAT:
@@ -105,7 +105,7 @@ def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:
     try:
         return kind(**{key: _typed(value, fields[key].type) for key, value in values.items()})
     except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{path}: {_first_line(error)}.") from error
+        raise RunFolderError(f"{path}: {first_line(error)}.") from error
 
 
 def _typed(value: Any, kind: Any) -> Any:
@@ -118,12 +118,10 @@ def _typed(value: Any, kind: Any) -> Any:
     return float(value) if kind is float or (kind == float | None and value is not None) else value
 
 
+def plain_value(value: Any) -> Any:
+    """The value of one setting as JSON type."""
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
 def _plain(settings: SteeringMethod | RunConfig) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-
-    return {key: plain(value) for key, value in dataclasses.asdict(settings).items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return {key: plain_value(value) for key, value in dataclasses.asdict(settings).items()}
