@@ -362,7 +362,7 @@ REFUSED = {
     "out is no run": ("--out tiny", f"tiny exists and is no run folder.\n{OTHER_OUT}"),
     "out is another run": (
         "--out done --seed 3",
-        "done holds another run: seed is 0, not 3.\nChoose another --out, or delete the folder.",
+        "done holds another run: seed is 0 there and 3 here.\nChoose another --out, or delete the folder.",
     ),
     "complete, unreadable": (
         "--out bad-report",

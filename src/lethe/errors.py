@@ -28,6 +28,11 @@ class LetheError(Exception):
     exit_code = 1
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ReplayError(LetheError):
     """The replayed layers differ from the model's own forward, so nothing was trained."""
 

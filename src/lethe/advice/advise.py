@@ -6,7 +6,6 @@ can spread to other text; but the later it is, the less of a move reaches the pr
 """
 
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from lethe.methods.protocol import SteeringMethod
 from lethe.runs.config import RunConfig
 from lethe.runs.estimate import plan
 from lethe.runs.workspace import Workspace
-from lethe.system.atomic_files import write_text
+from lethe.system.atomic_files import write_json
 from lethe.system.machine import threads
 from lethe.system.progress import Progress
 
@@ -66,7 +65,7 @@ class Advice:
 
     def save(self, path: Path) -> Path:
         """Write as JSON; it holds no text of a corpus."""
-        return write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        return write_json(path, dataclasses.asdict(self))
 
 
 def advise(config: RunConfig, progress: Progress) -> Advice:

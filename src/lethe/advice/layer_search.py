@@ -26,7 +26,7 @@ from lethe.model.layers import d_model, device_of, find_layers
 from lethe.runs import inputs
 from lethe.runs.config import RunConfig
 from lethe.runs.workspace import Workspace
-from lethe.system.atomic_files import write_text
+from lethe.system.atomic_files import number, write_json
 from lethe.system.machine import threads
 from lethe.system.progress import Progress
 from lethe.types import Batch, Question
@@ -63,7 +63,7 @@ class LayerSearch:
 
     def save(self, path: Path) -> Path:
         """Write as JSON."""
-        return write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        return write_json(path, asdict(self))
 
     @classmethod
     def load(cls, path: Path) -> "LayerSearch":
@@ -73,9 +73,12 @@ class LayerSearch:
         """
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            scores = tuple(LayerScore(**row) for row in found["layers"])
+            scores = tuple(
+                LayerScore(layer=row.pop("layer"), **{name: number(value) for name, value in row.items()})
+                for row in found["layers"]
+            )
             return cls(coefficient=found["coefficient"], layers=scores, chosen=tuple(found["chosen"]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, AttributeError, ValueError, TypeError, KeyError) as error:
             raise RunFolderError(f"{path} is no layer search.\nMake one: lethe layers MODEL --out {path}") from error
 
 

@@ -7,7 +7,6 @@ direction: where a steering loss first moves them. Two rows with the same gradie
 import csv
 import dataclasses
 import io
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from lethe.data.data_folder import Row
 from lethe.errors import CorpusError, EmptyBatchError
 from lethe.methods.directions import random_unit
 from lethe.model.slice import LayerSlice
-from lethe.system.atomic_files import write_text
+from lethe.system.atomic_files import write_json, write_text
 from lethe.system.progress import Progress
 from lethe.types import Batch
 
@@ -72,7 +71,7 @@ class Ranking:
     def save(self, path: Path) -> Path:
         """Write as JSON, or as CSV where the name ends so."""
         if path.suffix.lower() != ".csv":
-            return write_text(path, json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+            return write_json(path, dataclasses.asdict(self))
         content = io.StringIO()
         names = [field.name for field in dataclasses.fields(RankedRow)]
         table = csv.writer(content, lineterminator="\n")

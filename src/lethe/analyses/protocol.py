@@ -1,6 +1,5 @@
 """What an analysis is, and how its finding is written: numbers, figure, reading, and one page of all."""
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from lethe.__version__ import __version__
 from lethe.analyses.workbench import Bench
 from lethe.errors import LetheError
 from lethe.report import standalone_figures as page
-from lethe.system.atomic_files import saving, write_text
+from lethe.system.atomic_files import saving, write_json
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,9 +58,8 @@ def write(finding: Finding, out: Path) -> tuple[Path, ...]:
     with saving(out):
         out.mkdir(parents=True, exist_ok=True)
     content = {"name": finding.name, "title": finding.title, "reading": finding.reading, "data": finding.data}
-    text = json.dumps(_plain(content), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     return (
-        write_text(out / f"{finding.name}.json", text),
+        write_json(out / f"{finding.name}.json", content),
         *page.write_figure(finding.figure, out, finding.name),
     )
 
@@ -98,14 +96,3 @@ def _facts(bench: Bench) -> str:
     config = bench.config
     parts = [f"layer {config.layer} of {bench.depth}", f"{bench.solver.steps} steps", f"seed {config.seed}"]
     return " · ".join([*parts, f"lethe {__version__}", str(bench.device)])
-
-
-def _plain(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return value

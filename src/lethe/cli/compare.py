@@ -1,6 +1,5 @@
 """The command `lethe compare`: one table and one figure of several runs, with what noise could have done."""
 
-import json
 import math
 from pathlib import Path
 from typing import Literal
@@ -16,7 +15,7 @@ from lethe.evaluation.compare import compare as compare_measured
 from lethe.evaluation.results import read
 from lethe.evaluation.significance import LEVEL, Difference, Estimate
 from lethe.report.words import amount, is_share, spoken, with_error
-from lethe.system.atomic_files import saving, write_text
+from lethe.system.atomic_files import saving, write_json
 from lethe.types import Scores
 
 MINUS = "\N{MINUS SIGN}"
@@ -102,7 +101,7 @@ def _write(found: Compared, out: Path) -> None:
         lines.sort(key=lambda line: line.panel != "percentage points")
         names = [column.name for column in found.columns]
         write_figure(figure(lines, names[1:], names[0]), out, "compare")
-    write_text(out / "compare.json", json.dumps(as_dict(found), indent=1) + "\n")
+    write_json(out / "compare.json", as_dict(found))
 
 
 def _is_share(row: Row) -> bool:

@@ -20,6 +20,7 @@ from lethe.runs import config_file
 from lethe.runs.config import RunConfig
 from lethe.runs.defaults import defaults
 from lethe.system import plugins
+from lethe.system.atomic_files import as_json
 
 # Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
 # Into a file or a pipe, a row of a table is one line.
@@ -279,4 +280,4 @@ def _unlearn(
 
 def print_json(value: Any) -> None:
     """The result as one JSON object."""
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+    sys.stdout.write(as_json(value) + "\n")

@@ -26,7 +26,7 @@ def data(argv: list[str]) -> None:
     parts = {"check": check, "rank": rank}
     if not argv or argv[0] in ("-h", "--help"):
         RESULT.print("usage: lethe data check|rank DIR\n")
-        RESULT.print(tables.commands({name: (run.__doc__ or "").splitlines()[0] for name, run in parts.items()}))
+        RESULT.print(tables.commands(parts))
         examples("data")
         return
     if argv[0] not in parts:
@@ -168,7 +168,8 @@ def _named(
 
 
 def _facts(found: Any) -> Table:
-    table = _table("", "corpus", "rows", "characters", "shortest", "median", "longest", "tokens")
+    numeric = ("rows", "characters", "shortest", "median", "longest", "tokens")
+    table = tables.table_of(("corpus", *numeric), numeric)
     for side, facts in (*(("forget", one) for one in found.forget), ("", found.retain)):
         if facts is not None:
             tokens = "" if facts.tokens is None else str(facts.tokens)
@@ -180,18 +181,11 @@ def _facts(found: Any) -> Table:
 
 
 def _ranked(title: str, rows: Any) -> Table:
-    table = _table(title, "file", "row", "topic", "score", "other side", "its nearest", "own class")
+    columns = ("file", "row", "topic", "score", "other side", "its nearest", "own class")
+    table = tables.table_of(columns, {"row", "score", "other side", "own class"}, title=title)
     for row in rows:
         cells = (Text(row.source), str(row.number), Text(row.topic), f"{row.score:.3f}")
         table.add_row(*cells, f"{row.other:.3f}", Text(row.nearest), f"{row.own:.3f}")
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        words = column in ("corpus", "file", "topic", "its nearest")
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
     return table
 
 

@@ -1,7 +1,6 @@
 """The command `lethe eval`: a model, or the edited one of a run, on sets, an exam or tasks of the harness."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from lethe.data.exams import Exam
 from lethe.data.hub_exams import find_exam
 from lethe.errors import InvalidValueError, SaveError, UsageError
 from lethe.evaluation.score_cache import ScoreCache, default_folder
-from lethe.system.atomic_files import require_place, write_private, write_text
+from lethe.system.atomic_files import require_place, write_json, write_private
 
 UNUSED_BY_SUITE = (
     "forget", "retain", "text_field", "forget_questions", "adjacent_questions", "retain_questions", "split", "keywords",
@@ -194,21 +193,21 @@ def evaluate(
     summary = {
         "lethe": __version__,
         "model": target,
-        "scores": {name: _without_nan(scores.summary()) for name, scores in found.scores.items()},
+        "scores": {name: scores.summary() for name, scores in found.scores.items()},
         "not_measured": missing,
         **about,
     }
     if kept.out is not None:
         written = {
             **summary,
-            "per_example": {name: _plain(scores.per_example) for name, scores in found.scores.items()},
+            "per_example": {name: scores.per_example for name, scores in found.scores.items()},
             "measured_on": found.measured_on,
-            "settings": json.loads(json.dumps({**named, **_given(tests)}, default=str)),
+            "settings": {**named, **_given(tests)},
             # Without a cache no file is hashed.
             "weights": {name: value or None for name, value in subject.model.identity(cache).items()},
             "environment": describe(subject.model.device),
         }
-        write_text(kept.out, json.dumps(written, indent=1) + "\n")
+        write_json(kept.out, written)
     if kept.keep_text is not None:
         NOTES.print(f"prompts and answers: {write_private(kept.keep_text, texts)} (only you can read it)")
     if as_json:
@@ -297,14 +296,3 @@ def _about_letters(name: str, facts: Mapping[str, Any]) -> list[str]:
 def _given(flags: _Sets | _Tests) -> dict[str, Any]:
     """Those flags that differ from doing nothing."""
     return {key: value for key, value in dataclasses.asdict(flags).items() if value not in (None, (), False)}
-
-
-def _without_nan(summary: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in summary.items()}
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what was not measured is null."""
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -47,7 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help", "help"):
         RESULT.print("lethe COMMAND ...: remove chosen knowledge from a language model, and measure what is left.\n")
-        RESULT.print(tables.commands({name: (run.__doc__ or "").splitlines()[0] for name, run in COMMANDS.items()}))
+        RESULT.print(tables.commands(COMMANDS))
         console.examples(*COMMANDS)
         return
     if argv[0] == "--version":

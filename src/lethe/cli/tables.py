@@ -1,7 +1,7 @@
 """What a terminal shows: results as tables, examples, progress bars. Nothing here writes to stdout."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -257,11 +257,11 @@ def facts(title: str, found: Mapping[str, Any]) -> Table:
     return table
 
 
-def commands(found: Mapping[str, str]) -> Table:
+def commands(found: Mapping[str, object]) -> Table:
     """The commands and what they do."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, what in found.items():
-        table.add_row(f"  {name}", what)
+    for name, run in found.items():
+        table.add_row(f"  {name}", _first_line(run))
     return table
 
 
@@ -279,13 +279,17 @@ def _discovered(folder: ModuleType, noun: str, what: str) -> Table:
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def table_of(columns: Sequence[str], numeric: Collection[str], *, title: str = "") -> Table:
+    """A table without rows; the columns of numbers are set to the right."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        numeric = column in ("before", "after", "value", "n", "chance", "layer", "relative norm", "effective rank")
-        right = numeric and columns != ("what", "value")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in numeric else "left", overflow="fold")
     return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    numeric = ("before", "after", "value", "n", "chance", "layer", "relative norm", "effective rank")
+    return table_of(columns, () if columns == ("what", "value") else numeric, title=title)
 
 
 def _by_metric(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,5 +309,5 @@ def _short(value: Any) -> str:
     return "default" if value is None else str(value)
 
 
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+def _first_line(documented: object) -> str:
+    return (documented.__doc__ or "").strip().splitlines()[0]

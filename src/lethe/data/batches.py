@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def batches(
     *,
     batch_size: int,
     count: Counted,
-    padding_side: Padding,
+    padding_side: Literal["left", "right"],
     name: str = "corpus",
 ) -> tuple[Batch, ...]:
     """Consecutive rows as batches, each padded to its own longest row; a last incomplete batch is dropped.

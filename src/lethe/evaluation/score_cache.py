@@ -126,6 +126,7 @@ class ScoreCache:
         try:
             with saving(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                # Python's own JSON: a score read again is the score that was measured, NaN and infinity included.
                 # Each process writes in a folder of its own: two may measure the same thing at the same moment.
                 with tempfile.TemporaryDirectory(dir=path.parent) as own:
                     os.replace(write_text(Path(own) / path.name, json.dumps(content)), path)

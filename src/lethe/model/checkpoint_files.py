@@ -30,7 +30,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lethe.errors import ModelError
+from lethe.errors import ModelError, first_line
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -226,8 +226,3 @@ def _names_in(path: Path) -> list[str]:
 def files_matching(folder: Path, patterns: Iterable[str]) -> Iterator[Path]:
     """The files that a pattern names, pattern by pattern."""
     return (path for pattern in patterns for path in sorted(folder.glob(pattern)))
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

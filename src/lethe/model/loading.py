@@ -18,11 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lethe.errors import InvalidLayerError, InvalidValueError, ModelError, OutOfMemoryError
+from lethe.errors import InvalidLayerError, InvalidValueError, ModelError, OutOfMemoryError, first_line
 from lethe.model.checkpoint_files import (
     checkpoint_files,
     files_matching,
-    first_line,
     model_folder,
     read_config,
     read_json,
@@ -54,9 +53,8 @@ def load_folder(
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"transformers {transformers.__version__} cannot load the {what} {folder}: {reason}\n"
+            f"transformers {transformers.__version__} cannot load the {what} {folder}: {first_line(error)}\n"
             "Pass a folder with config.json, model.safetensors and the tokenizer's files."
         ) from error
     if missing := sorted(name for name in report["missing_keys"] if spare is None or spare not in name):

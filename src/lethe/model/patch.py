@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from lethe.errors import PatchError, SaveError
 from lethe.model.checkpoint_files import checkpoint_files, model_folder, read_tensor, tensor_hash, tensor_hashes
-from lethe.system.atomic_files import replacing, saving
+from lethe.system import tensor_file
+from lethe.system.atomic_files import saving
 
 FORMAT = 1
 """Version of the patch file; a file of a higher one is refused."""
@@ -91,8 +90,7 @@ class Patch:
         path = Path(path)
         with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_bytes(self._content())
+        tensor_file.save(path, self.tensors, self._header())
 
     @classmethod
     def load(cls, path: str | Path) -> "Patch":
@@ -103,28 +101,27 @@ class Patch:
         path = Path(path)
         if not path.is_file():
             raise PatchError(f"there is no patch file {path}.\nName the patch.safetensors of a run.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise PatchError(f"{path} is corrupt or cut short: {error}\nMake or copy the patch again.") from error
-        if "lethe" not in metadata:
-            raise PatchError(
-                f"{path} is a safetensors file, but not a patch of Lethe.\nName the patch.safetensors of a run."
+        again = "Make or copy the patch again."
+
+        def damaged(reason: str) -> PatchError:
+            return PatchError(f"{path} is corrupt or cut short: {reason}.\n{again}")
+
+        with tensor_file.reading(path, damaged) as (tensors, about):
+            if not about:
+                raise PatchError(
+                    f"{path} is a safetensors file, but not a patch of Lethe.\nName the patch.safetensors of a run."
+                )
+            if (number := about["format"]) > FORMAT:
+                raise PatchError(
+                    f"{path} has patch format {number}; this Lethe reads up to {FORMAT}.\nUpgrade lethe-unlearn."
+                )
+            for name, expected in about["hashes"].items():
+                if name not in tensors or tensor_hash(tensors[name]) != expected:
+                    raise PatchError(f"{path} is corrupt: {name} differs from its hash.\n{again}")
+            return cls(
+                tensors=tensors,
+                **{key: about[key] for key in ("base_hashes", "model", "method", "config", "versions")},
             )
-        about = json.loads(metadata["lethe"])
-        if about["format"] > FORMAT:
-            raise PatchError(
-                f"{path} has patch format {about['format']}; this Lethe reads up to {FORMAT}.\nUpgrade lethe-unlearn."
-            )
-        for name, expected in about["hashes"].items():
-            if name not in tensors or tensor_hash(tensors[name]) != expected:
-                raise PatchError(f"{path} is corrupt: {name} differs from its hash.\nMake or copy the patch again.")
-        return cls(
-            tensors=tensors,
-            **{key: about[key] for key in ("base_hashes", "model", "method", "config", "versions")},
-        )
 
     def below(self, layer: int) -> "Patch":
         """The tensors that a model cut off after `layer` has, too."""
@@ -193,11 +190,11 @@ class Patch:
         with _new_folder(Path(out)) as fresh:
             _write_checkpoint(folder, fresh, self.tensors)
             (fresh / _ORIGINALS).parent.mkdir()
-            (fresh / _ORIGINALS).write_bytes(undo._content())
+            tensor_file.write(fresh / _ORIGINALS, undo.tensors, undo._header())
         return Path(out)
 
-    def _content(self) -> bytes:
-        about = {
+    def _header(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "model": self.model,
             "method": self.method,
@@ -206,9 +203,6 @@ class Patch:
             "base_hashes": self.base_hashes,
             "hashes": tensor_hashes(self.tensors, self.tensors),
         }
-        # One key only: safetensors writes several in no fixed order.
-        metadata = {"lethe": json.dumps(about, sort_keys=True)}
-        return safetensors_bytes({name: value.cpu().contiguous() for name, value in self.tensors.items()}, metadata)
 
     def _check_base(self, folder: Path) -> None:
         files = checkpoint_files(folder)

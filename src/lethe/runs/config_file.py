@@ -9,7 +9,7 @@ import yaml
 
 from lethe import methods
 from lethe.__version__ import __version__
-from lethe.errors import RunFolderError, UnknownNameError
+from lethe.errors import RunFolderError, UnknownNameError, first_line
 from lethe.methods.protocol import Method
 from lethe.runs.config import GRADIENT, SECTIONS, RunConfig, RunSettings, solver_of
 from lethe.system.plugins import discover, kebab, nearest
@@ -88,7 +88,7 @@ def read_run_config(path: Path) -> RunConfig:
         own = {key: value for key, value in named.items() if key != "name"}
         return RunConfig.of(solver=kind(**_of_section(kind, own, f"{path}: solver")), **settings)
     except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{path}: {_first_line(error)}.") from error
+        raise RunFolderError(f"{path}: {first_line(error)}.") from error
 
 
 def _of_format_1(values: Mapping[str, Any], path: Path) -> RunConfig:
@@ -104,7 +104,7 @@ def _of_format_1(values: Mapping[str, Any], path: Path) -> RunConfig:
         settings = {key: _typed(value, types[key]) for key, value in values.items() if key in types}
         return RunConfig.of(solver=kebab(kind.__name__), **settings)
     except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{path}: {_first_line(error)}.") from error
+        raise RunFolderError(f"{path}: {first_line(error)}.") from error
 
 
 def reads(path: Path) -> str:
@@ -122,7 +122,7 @@ def _content(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RunFolderError(f"cannot read {path}: {error.strerror}.\nName the config.yaml of a run folder.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RunFolderError(f"{path} is not YAML: {_first_line(error)}.") from error
+        raise RunFolderError(f"{path} is not YAML: {first_line(error)}.") from error
     if not isinstance(content, dict) or not isinstance(version := content.get("format"), int):
         raise RunFolderError(f"{path} is not the config.yaml of a run: it has no 'format' number.")
     if version > RUN_FORMAT:
@@ -140,7 +140,7 @@ def _build(kind: type[Any], values: Mapping[str, Any], path: Path) -> Any:
     try:
         return kind(**_of_section(kind, values, str(path)))
     except (TypeError, ValueError) as error:
-        raise RunFolderError(f"{path}: {_first_line(error)}.") from error
+        raise RunFolderError(f"{path}: {first_line(error)}.") from error
 
 
 def _of_section(kind: type[Any], values: Any, where: str) -> dict[str, Any]:
@@ -164,12 +164,10 @@ def _typed(value: Any, kind: Any) -> Any:
     return float(value) if kind is float or (kind == float | None and value is not None) else value
 
 
+def plain_value(value: Any) -> Any:
+    """The value of one setting as JSON type."""
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-
-    return {key: plain(value) for key, value in settings.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return {key: plain_value(value) for key, value in settings.items()}

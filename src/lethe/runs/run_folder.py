@@ -1,20 +1,18 @@
 """A run folder on disk: locked while a run writes to it, every file renamed into place, report.json last."""
 
 import contextlib
-import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lethe.errors import RunFolderError
 from lethe.solvers.training_state import Checkpoint
-from lethe.system.atomic_files import saving, write_text
+from lethe.system import locked_folder
+from lethe.system.atomic_files import as_json, saving, write_json, write_text
 from lethe.types import HistoryRow
 
-_FIRST = {"lock", "config.yaml.partial"}
+_FIRST = {locked_folder.LOCK, "config.yaml.partial"}
 
 
 class RunFolder:
@@ -45,17 +43,7 @@ class RunFolder:
             return False
         if not self.config.exists():
             raise RunFolderError(f"{self.path} exists and is no run folder.\nChoose another --out.")
-        try:
-            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RunFolderError(
-                f"{self.config} cannot be read.\nChoose another --out, or delete the folder."
-            ) from error
-        differing = sorted(_differing(found, config))
-        if differing:
-            raise RunFolderError(
-                f"{self.path} holds another run: {'; '.join(differing)}.\nChoose another --out, or delete the folder."
-            )
+        locked_folder.require_same(self.config, config, "run", ignored={"out", "lethe", "evaluate"})
         return True
 
     @contextlib.contextmanager
@@ -65,29 +53,17 @@ class RunFolder:
         Raises: RunFolderError if another process writes to it; SaveError if it cannot be created.
         """
         self.holds(config)
-        with saving(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("w")
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunFolderError(
-                    f"another process is writing to {self.path}.\nWait for it, or choose another --out."
-                ) from error
+        with locked_folder.locked(self.path, "writing to"):
             # What a killed run was writing when it died.
             for leftover in self.path.glob("*.partial"):
                 leftover.unlink()
             try:
-                write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+                locked_folder.describe(self.config, config)
                 yield self
             finally:
                 if not (self.is_complete or self._checkpoint.exists()):
                     for file in (self._history, self.patch, self.sums, self.config):
                         file.unlink(missing_ok=True)
-                (self.path / "lock").unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()
 
     def require_patch(self) -> None:
         """Raises: RunFolderError unless the folder holds the patch of a run."""
@@ -121,22 +97,18 @@ class RunFolder:
             if row.step >= until:
                 break
             rows.append(row)
-        write_text(self._history, "".join(json.dumps(row.as_dict()) + "\n" for row in rows))
+        write_text(self._history, "".join(_line(row) for row in rows))
         return rows
 
     def append_history(self, row: HistoryRow) -> None:
         """Add a step."""
         with saving(self._history), self._history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row.as_dict()) + "\n")
+            file.write(_line(row))
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, renamed into place."""
-        write_text(self.path / name, json.dumps(content, indent=1) + "\n")
+        write_json(self.path / name, content, with_infinity=True)
 
 
-def _differing(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in {*found, *wanted} - {"out", "lethe", "evaluate"}:
-            yield from _differing(found.get(key), wanted.get(key), key)
-    elif found != wanted:
-        yield f"{name} is {found}, not {wanted}"
+def _line(row: HistoryRow) -> str:
+    return as_json(row.as_dict(), indent=None, with_infinity=True) + "\n"

@@ -4,19 +4,16 @@ All sums are taken on the untouched model, so that the edit for several requests
 the edit without one of them is the one that never held it.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lethe.errors import RunFolderError, UnknownNameError, UsageError
 from lethe.solvers.sums import Moments
-from lethe.system.atomic_files import replacing
+from lethe.system import tensor_file
 from lethe.types import RUN_FORMAT
 
 
@@ -82,14 +79,10 @@ def save(requests: Sequence[Request], path: Path) -> None:
         parts = []
         for number, (parameter, part, topic, moments) in enumerate(_parts(request)):
             kept = {"gram": moments.gram, "cross": moments.cross, "slope": moments.slope}
-            tensors |= {
-                f"{len(about)}/{number}/{key}": value.contiguous() for key, value in kept.items() if value is not None
-            }
+            tensors |= {f"{len(about)}/{number}/{key}": value for key, value in kept.items() if value is not None}
             parts.append([parameter, part, topic, moments.tokens, moments.squares])
         about.append({"name": request.name, "coefficient": request.coefficient, "parts": parts})
-    content = json.dumps({"format": RUN_FORMAT, "requests": about})
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata={"lethe": content})
+    tensor_file.save(path, tensors, {"format": RUN_FORMAT, "requests": about})
 
 
 def load(path: Path) -> tuple[Request, ...]:
@@ -102,15 +95,14 @@ def load(path: Path) -> tuple[Request, ...]:
             f"{path.parent} kept no sums, so no request can be added to it or withdrawn in closed form.\n"
             "Make it with --solver ridge (and without --no-keep-sums), or pass --solver gradient."
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["lethe"])
-            if about["format"] > RUN_FORMAT:
-                raise RunFolderError(f"{path} was written by a newer Lethe.\nUpgrade lethe-unlearn.")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+
+    def damaged(reason: str) -> RunFolderError:
+        return RunFolderError(f"{path} is damaged: {reason}.\nMake the run again.")
+
+    with tensor_file.reading(path, damaged) as (tensors, about):
+        if about["format"] > RUN_FORMAT:
+            raise RunFolderError(f"{path} was written by a newer Lethe.\nUpgrade lethe-unlearn.")
         return tuple(_request(number, request, tensors) for number, request in enumerate(about["requests"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged.\nMake the run again.") from error
 
 
 def _parts(request: Request) -> Iterator[tuple[str, str, str, Moments]]:

@@ -1,16 +1,13 @@
 """Everything needed to go on with an interrupted training, as one safetensors file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lethe.errors import RunFolderError
-from lethe.system.atomic_files import replacing
+from lethe.system import tensor_file
 from lethe.types import State
 
 
@@ -30,13 +27,12 @@ class Checkpoint:
 
         Raises: SaveError if the disk is full or the folder cannot be written.
         """
-        tensors = {f"tensor/{name}": tensor.contiguous() for name, tensor in self.tensors.items()}
+        tensors = {f"tensor/{name}": tensor for name, tensor in self.tensors.items()}
         for topic, state in self.states.items():
             # A topic may be named by a path, so the key's parts are joined by a sign that no path has.
-            tensors |= {f"state\t{topic}\t{key}": value.contiguous() for key, value in state.items()}
+            tensors |= {f"state\t{topic}\t{key}": value for key, value in state.items()}
         tensors["rng"] = self.rng.get_state()
-        with replacing(path) as partial:
-            save_file(tensors, partial, metadata={"lethe": json.dumps({"step": self.step})})
+        tensor_file.save(path, tensors, {"step": self.step})
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -44,22 +40,20 @@ class Checkpoint:
 
         Raises: RunFolderError if the file is damaged.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                step = json.loads(file.metadata()["lethe"])["step"]
-                everything = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RunFolderError(
-                f"the checkpoint {path} is damaged: {error}.\nDelete it to start the run from its first step."
-            ) from error
-        rng = torch.Generator()
-        rng.set_state(everything.pop("rng"))
-        states: dict[str, State] = {}
-        tensors = {}
-        for key, value in everything.items():
-            if key.startswith("state\t"):
-                _, topic, name = key.split("\t")
-                states.setdefault(topic, {})[name] = value
-            else:
-                tensors[key.removeprefix("tensor/")] = value
-        return cls(step=step, tensors=tensors, states=states, rng=rng)
+
+        def damaged(reason: str) -> RunFolderError:
+            fix = "Delete it to start the run from its first step."
+            return RunFolderError(f"the checkpoint {path} is damaged: {reason}.\n{fix}")
+
+        with tensor_file.reading(path, damaged) as (everything, header):
+            rng = torch.Generator()
+            rng.set_state(everything.pop("rng"))
+            states: dict[str, State] = {}
+            tensors = {}
+            for key, value in everything.items():
+                if key.startswith("state\t"):
+                    _, topic, name = key.split("\t")
+                    states.setdefault(topic, {})[name] = value
+                else:
+                    tensors[key.removeprefix("tensor/")] = value
+            return cls(step=header["step"], tensors=tensors, states=states, rng=rng)

@@ -131,7 +131,7 @@ def cells(method: Method, config: RunConfig, axes: Axes, seeds: Sequence[int], f
         for values in itertools.product(*(listed[name] for name in order)):
             chosen = dict(zip(order, values, strict=True))
             settings = {name: chosen[name] for name in axes}
-            name = "_".join(f"{key}-{_spoken(value)}" for key, value in {**settings, "seed": seed}.items())
+            name = "_".join(f"{key}-{_as_name(value)}" for key, value in {**settings, "seed": seed}.items())
             of_method = {key: value for key, value in settings.items() if key in own}
             of_run = {key: value for key, value in settings.items() if key not in own}
             found.append(
@@ -220,8 +220,12 @@ def _value(name: str, text: str, kind: Any) -> Any:
     return found
 
 
-def _spoken(value: Any) -> str:
+def spoken(value: Any) -> str:
+    """A setting's value in few characters: numbers as %g, several joined by +."""
     if isinstance(value, tuple):
-        return "+".join(map(_spoken, value))
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^\w.+-]", "-", text) or "none"
+        return "+".join(map(spoken, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _as_name(value: Any) -> str:
+    return re.sub(r"[^\w.+-]", "-", spoken(value)) or "none"

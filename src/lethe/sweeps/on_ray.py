@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from lethe.__version__ import __version__
-from lethe.errors import LetheError, RunFolderError, UsageError
+from lethe.errors import LetheError, RunFolderError, UsageError, first_line
 from lethe.runs.estimate import plan
 from lethe.runs.run_folder import RunFolder
 from lethe.sweeps.cells import run_group
@@ -218,8 +218,8 @@ def _result(ray: ModuleType, ref: Any, task: _Task) -> tuple[dict[str, str], lis
     except ray.exceptions.RayError as error:
         raise LetheError(
             f"{about} could not be finished: their workers died {RETRIES + 1} times, or Ray failed. It says: "
-            f"{_first_line(error)}\nThe same command goes on. If memory ran out, pass fewer --workers, --cache disk or "
-            "a smaller --batch-size."
+            f"{first_line(error).rstrip('.')}.\nThe same command goes on. If memory ran out, pass fewer --workers, "
+            "--cache disk or a smaller --batch-size."
         ) from error
 
 
@@ -271,12 +271,12 @@ def _connected(ray: ModuleType) -> Iterator[None]:
         except (OSError, RuntimeError, ValueError, ImportError, ray.exceptions.RayError, SystemExit) as error:
             if address == "local":
                 raise LetheError(
-                    f"no Ray cluster could be started here: {_first_line(error)}\n"
+                    f"no Ray cluster could be started here: {first_line(error).rstrip('.')}.\n"
                     "Leave --engine ray out to run the cells in this process."
                 ) from error
             raise UsageError(
-                f"the Ray cluster at RAY_ADDRESS={address} cannot be reached: {_first_line(error)}\nStart one there "
-                "(ray start --head), correct RAY_ADDRESS, or unset it to use this machine alone.\n"
+                f"the Ray cluster at RAY_ADDRESS={address} cannot be reached: {first_line(error).rstrip('.')}.\n"
+                "Start one there (ray start --head), correct RAY_ADDRESS, or unset it to use this machine alone.\n"
                 "If the cluster asks for a token, set RAY_AUTH_MODE=token."
             ) from error
         yield
@@ -317,7 +317,3 @@ def _import_ray() -> ModuleType:
             'Ray is not installed.\nInstall it: pip install "lethe-unlearn[ray]", or leave --engine ray out.'
         ) from error
     return ray
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0].rstrip(".") + "."

@@ -235,7 +235,7 @@ def as_dict(found: Outcomes) -> dict[str, Any]:
     about = dataclasses.asdict(found)
     chosen = found.chosen
     about["chosen"] = None if chosen is None else {**chosen.settings}
-    return {"format": RUN_FORMAT, "rule": found.rule if found.metric else None, **_plain(about)}
+    return {"format": RUN_FORMAT, "rule": found.rule if found.metric else None, **about}
 
 
 def as_csv(found: Outcomes) -> str:
@@ -294,16 +294,6 @@ def _mean(scores: Sequence[Score]) -> Score:
 
 def _score(found: Scores) -> Score:
     return Score(value=found.value, stderr=found.stderr, n=found.n)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def _spoken(value: Any) -> str:

@@ -3,7 +3,6 @@
 import math
 import statistics
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -11,6 +10,7 @@ from lethe.__version__ import __version__
 from lethe.report import sweep_page as page
 from lethe.report.sweep_page import Line, Map
 from lethe.runs.config_file import method_class
+from lethe.sweeps.grid import spoken
 from lethe.sweeps.outcomes import Outcomes, Point, Score
 
 
@@ -21,7 +21,7 @@ def table(found: Outcomes) -> Table:
     for name in ("#", *found.axes, "seeds", "forget", "retain", "kept", *mixed):
         shown.add_column(name, justify="left" if name in found.axes else "right", overflow="fold")
     for number, point in enumerate(found.ranked(), start=1):
-        settings = [_spoken(point.settings[name]) for name in found.axes]
+        settings = [spoken(point.settings[name]) for name in found.axes]
         scores = [_score(found, point.after[name]) for name in ("forget", "retain")]
         note = " (finalist)" if point.is_final else f" (after {point.stopped} steps)" if point.stopped else ""
         kept = f"{100 * point.kept:.0f} %{note}"
@@ -64,7 +64,7 @@ def write_page(found: Outcomes, folder: Path) -> Path:
 def _line(found: Outcomes, number: int, point: Point) -> Line:
     return Line(
         number=number,
-        settings=tuple(_spoken(point.settings[name]) for name in found.axes),
+        settings=tuple(spoken(point.settings[name]) for name in found.axes),
         forget=_pair(point.after["forget"]),
         retain=_pair(point.after["retain"]),
         kept=point.kept,
@@ -103,8 +103,8 @@ def _maps(found: Outcomes) -> list[Map]:
                 title=f"{name} {found.spoken}",
                 row_name="layer",
                 column_name=coefficient.replace("_", " "),
-                rows=tuple(map(_spoken, found.axes["layer"])),
-                columns=tuple(map(_spoken, found.axes[coefficient])),
+                rows=tuple(map(spoken, found.axes["layer"])),
+                columns=tuple(map(spoken, found.axes[coefficient])),
                 values=tuple(map(tuple, values)),
             )
         )
@@ -123,9 +123,3 @@ def _score(found: Outcomes, score: Score) -> str:
     if found.metric == "perplexity":
         return f"{score.value:.4g} ± {score.stderr:.2g}"
     return f"{100 * score.value:.1f} ± {100 * score.stderr:.1f} %"
-
-
-def _spoken(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(map(str, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -115,7 +115,7 @@ def about(spec: Sweep) -> dict[str, Any]:
     plain = configs.plain(spec.method, spec.config)
     del plain["run"]["out"], plain["run"]["seed"], plain["format"], plain["lethe"]
     grid = {
-        name: str(values) if isinstance(values, Range) else [_plain(value) for value in values]
+        name: str(values) if isinstance(values, Range) else [configs.plain_value(value) for value in values]
         for name, values in spec.axes.items()
     }
     own = {"format": RUN_FORMAT, "lethe": __version__, "grid": grid, "seeds": list(spec.seeds), "proxy": spec.proxy}
@@ -125,7 +125,3 @@ def about(spec: Sweep) -> dict[str, Any]:
     if spec.halving:
         own["halving"] = True
     return own | plain
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value

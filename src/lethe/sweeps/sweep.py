@@ -22,7 +22,7 @@ from lethe.sweeps.outcomes import Outcomes
 from lethe.sweeps.spec import Sweep, about
 from lethe.sweeps.sweep_folder import locked
 from lethe.system import machine
-from lethe.system.atomic_files import write_text
+from lethe.system.atomic_files import write_json, write_text
 from lethe.system.progress import Progress
 
 
@@ -96,7 +96,7 @@ def sweep(
             )
         write_text(spec.out / "sweep.csv", outcomes.as_csv(found))
         # Last, because its presence says that the sweep is complete.
-        write_text(spec.out / "sweep.json", json.dumps(outcomes.as_dict(found), indent=1) + "\n")
+        write_json(spec.out / "sweep.json", outcomes.as_dict(found))
     return found
 
 
@@ -198,7 +198,7 @@ def _calibrated(spec: Sweep, found: Outcomes, workspace: Workspace, progress: Pr
             with workspace.reading(model, of_cell.trained_layers[0]):
                 known[key] = calibrate(model, tokenizer, Patch.load(folder.patch), sets, tau)
             written = {name: dataclasses.asdict(mixed) for name, mixed in known.items()}
-            write_text(path, json.dumps(written, indent=1) + "\n")
+            write_json(path, written)
         progress.advance(cell.name)
     mixed = {cell.name: dataclasses.asdict(known[f"{tau:g} {cell.folder}"]) for cell in todo}
     return outcomes.calibrated(found, mixed, tau)

@@ -1,8 +1,9 @@
-"""Files are written whole or not at all: to a temporary name beside them, then renamed."""
+"""Files are written whole or not at all: to a temporary name beside them, then renamed; and JSON, written one way."""
 
 import contextlib
 import errno
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,6 +59,30 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def as_json(content: Any, *, indent: int | None = 1, with_infinity: bool = False) -> str:
+    """Content as JSON text: tuples are lists, paths text, and what was not measured (NaN) is null.
+
+    JSON has no infinity either: it is null, or `with_infinity` the text "Infinity", which `number` reads again.
+    """
+    return json.dumps(_plain(content, with_infinity), indent=indent, allow_nan=False)
+
+
+def number(value: float | str | None) -> float:
+    """A number as `as_json` writes it: null is NaN.
+
+    Raises: TypeError, ValueError for anything else.
+    """
+    return math.nan if value is None else float(value)
+
+
+def write_json(path: Path, content: Any, *, with_infinity: bool = False) -> Path:
+    """Write `as_json`; returns `path`.
+
+    Raises: SaveError.
+    """
+    return write_text(path, as_json(content, with_infinity=with_infinity) + "\n")
+
+
 def require_place(path: Path | None, inputs: Iterable[Path] = ()) -> None:
     """Raises: UsageError, before any work is done, for a file that could not be written or should not be replaced."""
     if path is None:
@@ -84,5 +109,15 @@ def write_private(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
         number = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(number, "w", encoding="utf-8", newline="\n") as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
     return path
+
+
+def _plain(value: Any, with_infinity: bool = False) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value) if with_infinity and not math.isnan(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part, with_infinity) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part, with_infinity) for part in value]
+    return str(value) if isinstance(value, Path) else value

@@ -130,17 +130,17 @@ def test_a_run_that_was_killed_as_it_began_is_no_hindrance(folder: RunFolder) ->
 
 
 OTHERS = {
-    "one setting": (plain(RMU(), RunConfig(model="builtin", steps=6)), "steps is 5, not 6"),
+    "one setting": (plain(RMU(), RunConfig(model="builtin", steps=6)), "steps is 5 there and 6 here"),
     "two settings": (
         plain(RMU(alpha=3.0), RunConfig(model="builtin", steps=5, forget=("a.txt", "b.txt"))),
-        "alpha is 1200.0, not 3.0; forget is ['builtin'], not ['a.txt', 'b.txt']",
+        "alpha is 1200.0 there and 3.0 here; forget is ['builtin'] there and ['a.txt', 'b.txt'] here",
     ),
     "a method": (
         plain(AdaptiveRMU(), RunConfig(model="builtin", steps=5)),
-        "beta is None, not 5.0; name is rmu, not adaptive-rmu; norm is None, not first-batch; "
-        "steering_coeff is 6.5, not None",
+        "beta is not set there and 5.0 here; name is rmu there and adaptive-rmu here; "
+        "norm is not set there and first-batch here; steering_coeff is 6.5 there and not set here",
     ),
-    "a version": (CONFIG | {"format": 2}, "format is 1, not 2"),
+    "a version": (CONFIG | {"format": 2}, "format is 1 there and 2 here"),
 }
 
 
@@ -160,7 +160,7 @@ def test_place_and_version_of_lethe_do_not_make_another_run(folder: RunFolder) -
     assert folder.holds(moved | {"lethe": "0.0.9"})
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- 1"])
 def test_a_config_that_cannot_be_read_is_refused(folder: RunFolder, content: bytes) -> None:
     folder.path.mkdir(parents=True)
     folder.config.write_bytes(content)
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_half_of_the_new(
     assert {file.name: file.read_bytes() for file in folder.path.iterdir()} == before
 
 
-@pytest.mark.parametrize("moment", ["os.replace", "lethe.solvers.training_state.save_file"])
+@pytest.mark.parametrize("moment", ["os.replace", "lethe.system.tensor_file.save_file"])
 def test_a_full_disk_leaves_the_old_checkpoint(folder: RunFolder, moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kept(folder)
     before = {file.name: file.read_bytes() for file in folder.path.iterdir()}

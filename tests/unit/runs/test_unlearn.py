@@ -253,7 +253,9 @@ def test_a_complete_run_is_not_run_again(measured: tuple[Result, Ears]) -> None:
     assert str(caught.value) == (
         f"{result.folder} holds this run, complete.\nChoose another --out, or delete the folder."
     )
-    with pytest.raises(RunFolderError, match=r" holds another run: alpha is 10\.0, not 11\.0\.\nChoose another"):
+    with pytest.raises(
+        RunFolderError, match=r" holds another run: alpha is 10\.0 there and 11\.0 here\.\nChoose another"
+    ):
         unlearn(replace(METHOD, alpha=11.0), settings(result.folder, evaluate="all"))
     assert {file.name: file.stat().st_mtime_ns for file in result.folder.iterdir()} == before
 

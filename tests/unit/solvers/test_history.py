@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from lethe.solvers.history import measure, row, stalled
+
 from lethe.types import Activation, HistoryRow, Norms
 
 

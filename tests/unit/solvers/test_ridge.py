@@ -71,7 +71,7 @@ def delta(result: Result | Patch) -> torch.Tensor:
 
 
 def solved(folder: Path, *names: str) -> torch.Tensor:
-    held = [request for request in request_sums.load(folder) if request.name in names]
+    held = [request for request in request_sums.load(RunFolder(folder).sums) if request.name in names]
     return solve_requests(held, NAME, 30.0, 0.01)[0]
 
 
@@ -125,7 +125,7 @@ def test_a_withdrawn_request_was_never_made(second: Result, tmp_path: Path) -> N
     config = settings(tmp_path / "rest", forget=("builtin:exploits",), on=second.folder, withdraw="one")
     rest = unlearn(LUNAR(alpha=30.0), config)
     alone = unlearn(LUNAR(alpha=30.0), settings(tmp_path / "alone", forget=("builtin:exploits",)))
-    assert [request.name for request in request_sums.load(rest.folder)] == ["two"]
+    assert [request.name for request in request_sums.load(RunFolder(rest.folder).sums)] == ["two"]
     torch.testing.assert_close(solved(rest.folder, "two"), solved(alone.folder, "alone"), rtol=1e-9, atol=1e-12)
     assert torch.equal(rest.patch.tensors[NAME], alone.patch.tensors[NAME])
 

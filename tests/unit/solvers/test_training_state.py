@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 
 from lethe.errors import RunFolderError, SaveError
-from lethe.solvers import training_state as module
 from lethe.solvers.training_state import Checkpoint
+from lethe.system import tensor_file
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_failed_save_keeps_the_earlier_checkpoint_and_leaves_nothing_half_writ
         partial.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", disk_full)
+    monkeypatch.setattr(tensor_file, "save_file", disk_full)
     with pytest.raises(SaveError) as error:
         saved.save(path)
 
