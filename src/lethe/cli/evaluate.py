@@ -92,6 +92,8 @@ class _Tests:
     """Rows of a batch of the harness; by default 8."""
     shots: int | None = None
     """Solved examples before each question; by default none, and each task of the harness has its own number."""
+    metrics: tuple[str, ...] = ()
+    """Metrics on the sets, by their names in `lethe ls metrics`; by default all."""
     chat: bool = False
     """Put questions of --exam, --harness or --suite tofu in the model's chat template."""
 
@@ -156,6 +158,7 @@ def evaluate(
         about: dict[str, Any] = {}
         texts: list[dict[str, Any]] = []
         asked = subject.sets() if wants_sets else ()
+        metrics = subject.metrics(asked, tests.metrics) if asked else {}
         if exam is not None:
             style = measuring.Style(shots=tests.shots or 0, scoring=sets.scoring or "letter", chat=tests.chat)
             marks = measuring.sit_exam(subject, exam, style, cache, progress)
@@ -168,9 +171,11 @@ def evaluate(
                 about["exam_shuffled"] = measuring.letters(other)
             found |= measuring.exam_scores(marks, other)
             texts += measuring.exam_texts(marks) if kept.keep_text else []
-        missing = measuring.not_measured(asked, retain_only=sets.retain_only is not None)
+        missing = measuring.not_measured(
+            asked, retain_only=sets.retain_only is not None, nli=subject.config.nli is not None
+        )
         if asked:
-            found |= measuring.measure_sets(subject, asked, cache, progress)
+            found |= measuring.measure_sets(subject, asked, metrics, cache, progress)
             texts += measuring.set_texts(subject.subject, asked) if kept.keep_text else []
         if tests.harness:
             found |= measuring.run_tasks(

@@ -16,13 +16,17 @@ from lethe.errors import CorpusError
 from lethe.runs.config import RunConfig
 from lethe.suites.world import exam, generator
 from lethe.suites.world.settings import BUILTIN
-from lethe.types import EvalSet, Question
+from lethe.types import EvalSet, Question, Role
 
 Found = TypeVar("Found")
 
 
 TEXTS = 64
 """Rows of each corpus that perplexity and drift are measured on."""
+
+
+ROLES: dict[str, Role] = {"forget": "forget", "adjacent": "keep", "retain": "keep", "unknown": "neither"}
+"""The sets of a run, in their order."""
 
 
 KEYWORDS = 10
@@ -64,46 +68,48 @@ def sets(
     return tuple(
         EvalSet(
             name=name,
+            role=ROLES[name],
             questions=tuple(questions.get(name, ())),
             texts=tuple(texts.get(name, ())[:TEXTS]),
             scoring="cloze" if config.model == BUILTIN else config.scoring,
-            samples=config.samples,
-            seed=config.seed,
-            free_running=config.free_running,
-            refusals=wanted(config),
-            encoder=config.encoder,
             holdout=held_out if name == "forget" else (),
-            nli=config.nli,
         )
-        for name in sorted({*texts, *questions}, key=["forget", "adjacent", "retain", "unknown"].index)
+        for name in ROLES
+        if name in texts or name in questions
     )
 
 
-def with_keywords(
-    found: Sequence[EvalSet],
+def metric_settings(
     config: RunConfig,
+    sets: Sequence[EvalSet],
     forget: Mapping[str, Sequence[str]],
     retain: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[EvalSet, ...]:
-    """The sets with forget keywords, and neutral ones of equal length, for the trigger metric.
+) -> dict[str, Any]:
+    """What a run's settings and corpora say of its metrics, for `measure.metrics_of`.
 
-    Keywords are those of the config, or found in the forget corpora. Without corpora, or where these are too small to
-    find any, there are none, and the metric is not measured.
+    Forget keywords for the trigger metric are those of the config, or found in the forget corpora, each with a neutral
+    word of equal length. Without corpora, or where these are too small to find any, there are none.
 
     Raises: CorpusError if the config names keywords for which the retain corpus has no neutral words.
     """
-    asked = any(question.choices for data in found if data.name != "forget" for question in data.questions)
+    settings = {
+        "free_running": config.free_running,
+        "encoder": config.encoder,
+        "nli": config.nli,
+        "refusals": wanted(config),
+    }
+    asked = any(question.choices for data in sets if data.role != "forget" for question in data.questions)
     if not (asked and forget and retain):
-        return tuple(found)
+        return settings
     try:
         chosen = config.keywords or keywords.find_keywords(forget, retain, KEYWORDS)
         neutral = keywords.neutral_keywords(chosen, retain, forget, tokenizer, seed=0)
     except CorpusError:
         if config.keywords:
             raise
-        return tuple(found)
-    return tuple(replace(data, keywords=tuple(chosen), neutral=neutral) for data in found)
+        return settings
+    return settings | {"keywords": tuple(chosen), "neutral": neutral}
 
 
 def of_suite(found: Sequence[EvalSet], settings: Mapping[str, Any]) -> tuple[EvalSet, ...]:
@@ -111,14 +117,10 @@ def of_suite(found: Sequence[EvalSet], settings: Mapping[str, Any]) -> tuple[Eva
 
     Raises: CorpusError.
     """
-    direct = ("scoring", "samples", "seed", "free_running", "encoder", "nli")
-    changes = {name: settings[name] for name in direct if name in settings}
-    if "refusals" in settings:
-        changes["refusals"] = tuple(one.prompt for one in prompts.read_prompts(settings["refusals"]))
     changed = []
     for data in found:
-        own = dict(changes)
-        if data.name == "forget" and "holdout" in settings:
+        own: dict[str, Any] = {"scoring": settings["scoring"]} if "scoring" in settings else {}
+        if data.role == "forget" and "holdout" in settings:
             own["holdout"] = never_seen(settings["holdout"], data.texts)
         if "limit" in settings:
             own["questions"] = subset(data.questions, settings["limit"], 0)

@@ -1,7 +1,7 @@
 """What `lethe eval` is pointed at: a model, or the edited model of a run; its weights are loaded when first needed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe.data import data_folder, prompts
 from lethe.data.exams import NO_TEMPLATE
+from lethe.data.prompts import Prompts
 from lethe.data.text_files import did_you_mean
 from lethe.errors import InvalidValueError, ModelError, UnknownNameError, UsageError
 from lethe.evaluation import eval_sets
+from lethe.evaluation.measure import Metrics, metrics_of
 from lethe.evaluation.score_cache import ScoreCache
 from lethe.inference.loaded_model import LoadedModel
 from lethe.model.checkpoint_files import count_layers, model_folder
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.model.patch import Patch
+from lethe.runs import config_file as configs
 from lethe.runs import inputs, sets_of_run
 from lethe.runs.config import RunConfig
-from lethe.runs.config_file import read_run_config
 from lethe.runs.run_folder import RunFolder
 from lethe.suites.world.settings import BUILTIN
 from lethe.system.machine import find_device
@@ -55,7 +57,7 @@ class Target:
         if self.run.config.exists():
             self.run.require_patch()
             self.given = {**_of_own_data(self.given), **self.given}
-            self.config = dataclasses.replace(read_run_config(self.run.config), **self.given)
+            self.config = dataclasses.replace(configs.read_run_config(self.run.config), **self.given)
             self.patch = Patch.load(self.run.patch)
         else:
             self.config = RunConfig(model=name, **self.given)
@@ -109,28 +111,45 @@ class Target:
             tokenizer = self.tokenizer if self.chat else None
             found = eval_sets.of_suite(_suite_sets(self.suite, self._suite_folder, tokenizer), self.given)
         elif self.patch is not None:
-            found = sets_of_run.of_folder(self.run.path, self.given, self.tokenizer)
+            found = sets_of_run.of_run(self.config, *self._material, self.tokenizer)
         else:
-            forget, retain = inputs.read_corpora(self.config, required=False)
-            found = eval_sets.with_keywords(
-                eval_sets.sets(self.config, forget, retain), self.config, forget, retain, self.tokenizer
-            )
+            found = eval_sets.sets(self.config, *self._material)
         if not any(data.questions or data.texts or data.passages for data in found):
             raise UsageError(
                 f"there is nothing to measure {self.name} on.\n"
                 "Pass --forget-questions, --retain-questions, --forget or --retain."
             )
-        if "holdout" in self.given and not any(data.texts for data in found if data.name == "forget"):
+        if "holdout" in self.given and not any(data.texts for data in found if data.role == "forget"):
             raise UsageError(
                 "--holdout does nothing without texts to forget, which it is compared with.\n"
                 "Pass --forget FILE, or leave --holdout out."
             )
-        if "keywords" in self.given and not any(data.keywords for data in found):
+        return found
+
+    def metrics(self, sets: Sequence[EvalSet], names: Collection[str] = ()) -> Metrics:
+        """Every metric, or the named ones, with the settings of the run or the command line.
+
+        Raises: UnknownNameError, CorpusError; UsageError for keywords that nothing asks for.
+        """
+        forget, retain = ({}, []) if self.suite else self._material[:2]
+        settings = eval_sets.metric_settings(self.measured_by, sets, forget, retain, self.tokenizer)
+        if "keywords" in self.given and "keywords" not in settings:
             raise UsageError(
                 "--keywords does nothing without both corpora and questions with choices on a set to keep.\n"
                 "Pass --forget, --retain and --retain-questions, or leave --keywords out."
             )
-        return found
+        return metrics_of(names, **settings)
+
+    @property
+    def measured_by(self) -> RunConfig:
+        """Settings of measuring: of a suite, whose sets are no run's, those that were given and no others."""
+        return RunConfig(model=str(self.folder), **self.given) if self.suite else self.config
+
+    @cached_property
+    def _material(self) -> tuple[dict[str, list[str]], list[str], Prompts | None]:
+        if self.patch is not None:
+            return sets_of_run.material(self.config, configs.reads(self.run.config), self.tokenizer)
+        return *inputs.read_corpora(self.config, required=False), None
 
     def _load(self, folder: Path, tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedModel:
         model = load_model(folder, dtype=self.dtype, device=str(self.device))

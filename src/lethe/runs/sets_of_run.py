@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lethe.data.prompts import Prompts
-from lethe.evaluation.eval_sets import TEXTS, in_turn, sets, with_keywords
+from lethe.evaluation.eval_sets import TEXTS, in_turn, sets
 from lethe.runs import config_file as configs
 from lethe.runs import inputs
 from lethe.runs.config import RunConfig
@@ -26,8 +26,8 @@ def of_run(
 
     Raises: QuestionError, CorpusError, RunFolderError.
     """
-    found = with_keywords(sets(config, forget, retain, asked), config, forget, retain, tokenizer)
-    earlier = [data for run in _chain(config) for data in _of_folder(run, tokenizer) if data.name == "forget"]
+    found = sets(config, forget, retain, asked)
+    earlier = [data for run in _chain(config) for data in _of_folder(run, tokenizer) if data.role == "forget"]
     if not earlier:
         return found
     before = replace(
@@ -45,18 +45,18 @@ def of_folder(run: Path, changes: Mapping[str, Any], tokenizer: PreTrainedTokeni
     Raises: QuestionError, CorpusError, RunFolderError.
     """
     config = replace(configs.read_run_config(run / "config.yaml"), **changes)
-    forget, retain, asked = _material(config, configs.reads(run / "config.yaml"), tokenizer)
-    return of_run(config, forget, retain, asked, tokenizer)
+    return of_run(config, *material(config, configs.reads(run / "config.yaml"), tokenizer), tokenizer)
 
 
 def _of_folder(run: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
     config = configs.read_run_config(run / "config.yaml")
-    return sets(config, *_material(config, configs.reads(run / "config.yaml"), tokenizer))
+    return sets(config, *material(config, configs.reads(run / "config.yaml"), tokenizer))
 
 
-def _material(
+def material(
     config: RunConfig, reads: str, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, list[str]], list[str], Prompts | None]:
+    """Forget texts by topic, retain texts, and the prompts that they were made of, if a method reads these."""
     if reads == "prompts":
         asked = inputs.read_prompts(config, tokenizer)
         return *asked.texts(), asked

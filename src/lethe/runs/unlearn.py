@@ -15,10 +15,11 @@ import torch
 from lethe.advice.layer_search import LayerSearch
 from lethe.errors import RunFolderError
 from lethe.evaluation import eval_sets
-from lethe.evaluation.measure import Comparison, check_refusals, compare
+from lethe.evaluation.measure import Comparison, check_refusals, compare, metrics_of
 from lethe.evaluation.results import measured_on
 from lethe.inference.loaded_model import LoadedModel
 from lethe.methods.protocol import SteeringMethod
+from lethe.metrics.protocol import Combination, Metric
 from lethe.model.checkpoint_files import checkpoint_files, model_folder
 from lethe.model.loading import load_tokenizer
 from lethe.model.patch import Patch
@@ -55,11 +56,13 @@ def unlearn(
     command: str = "",
     progress: Progress | None = None,
     sharing: Sharing | None = None,
+    metrics: Sequence[Metric | Combination] | None = None,
 ) -> Result:
     """Unlearn the forget corpora and write the run folder `config.out`.
 
     An interrupted run goes on from its last checkpoint when it is called again with the same method and config, and
     ends with the same bytes of patch.safetensors. What runs beside each other have in common they find in `sharing`.
+    Without `metrics` every metric on the shelf measures, with the settings of the config.
 
     Raises: any error of types.py; RunFolderError for a folder that holds another run, or this one complete.
     """
@@ -91,6 +94,13 @@ def unlearn(
                 "sets",
                 rows,
                 lambda: sets_of_run.of_run(config, material.forget, material.retain, material.asked, tokenizer),
+            )
+            measured_by = metrics or sharing.once(
+                "metrics",
+                rows,
+                lambda: metrics_of(
+                    **eval_sets.metric_settings(config, sets, material.forget, material.retain, tokenizer)
+                ),
             )
         refused: float | None = None
         if material.asked is not None:
@@ -125,6 +135,9 @@ def unlearn(
                         sets,
                         progress,
                         show_forget=config.show_forget,
+                        metrics=measured_by,
+                        samples=config.samples,
+                        seed=config.seed,
                         start=start,
                         first=config.trained_layers[0],
                         sharing=sharing,
