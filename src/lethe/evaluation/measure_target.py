@@ -70,9 +70,17 @@ def measure_sets(
     folders = dict.fromkeys(value.expanduser() for value in settings if isinstance(value, Path))
     files = cache.files_hash(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())
     for data in sets:
-        key = {**identity, "samples": samples, "seed": seed, "task": "metrics", "set": _digest(data, metrics), "files": files}
+        key = {
+            **identity,
+            "samples": samples,
+            "seed": seed,
+            "task": "metrics",
+            "set": _digest(data, metrics),
+            "files": files,
+        }
         rows = cache.once(
-            key, lambda data=data: _as_rows(measure.measure(target.subject, [data], metrics, samples=samples, seed=seed))
+            key,
+            lambda data=data: _as_rows(measure.measure(target.subject, [data], metrics, samples=samples, seed=seed)),
         )
         found |= _as_scores(rows)
         progress.advance(data.name)

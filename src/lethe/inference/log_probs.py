@@ -6,8 +6,10 @@ on which rows shared a batch.
 """
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -19,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from lethe.data.tokens import has_bos, pad
 from lethe.errors import DivergedError, OutOfMemoryError
 from lethe.inference.loaded_model import LoadedModel
-from lethe.inference.prefix_cache import Row, SharedLayer, rows_of, shared_beginnings
+from lethe.inference.prefix_cache import Row, SharedLayer, for_rows, rows_of, shared_beginnings
 from lethe.inference.spans import Span
 from lethe.model.layers import device_of
 from lethe.model.losses import token_log_probs
@@ -47,6 +49,7 @@ SEEN_PER_BATCH = 8
 
 
 Ids = TypeVar("Ids", bound=Sequence[int])
+Result = TypeVar("Result")
 
 
 Read = Callable[[Float[Tensor, "token vocab"], Int[Tensor, " token"]], Float[Tensor, "token ..."]]
@@ -162,41 +165,59 @@ class _Reader:
         return min(first for first, _ in self.asked[row])
 
     def read_group(self, length: int, group: Sequence[Row]) -> Iterator[tuple[Row, list[Tensor]]]:
-        """Each row with what was read for each of its spans."""
-        layers = self._beginning(group[0][:length]) if length else None
-        length = length if layers else 0
-        waiting = sorted(group, key=len, reverse=True)
+        """Each row with what was read for each of its spans; their beginnings of that length are read first."""
+        sharing: dict[Row, list[Row]] = defaultdict(list)
+        for row in group:
+            sharing[row[:length]].append(row)
+        waiting = list(sharing)
+        while waiting:
+            some = waiting[: max(1, self.tokens_per_batch // max(1, length))] if length else waiting
+            layers = self._halving(partial(self._beginnings, some), some) if length else []
+            if layers is not None:
+                numbers = {beginning: number for number, beginning in enumerate(some)}
+                rows = [row for beginning in some for row in sharing[beginning]]
+                yield from self._read_rows(rows, numbers, layers, length if layers else 0)
+                waiting = waiting[len(some) :]
+
+    def _read_rows(
+        self, rows: Sequence[Row], numbers: Mapping[Row, int], layers: Sequence[SharedLayer], length: int
+    ) -> Iterator[tuple[Row, list[Tensor]]]:
+        waiting = sorted(rows, key=len, reverse=True)
         while waiting:
             batch = waiting[: self._fitting(waiting, length)]
-            values = None
-            try:
-                with explaining_memory(f"scoring a row of {len(batch[0])} tokens.\nUse a smaller dtype or a GPU."):
-                    values = self._forward(batch, layers, length)
-            except OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-            if values is None:
-                # Outside of the handler, where the error no longer holds the failed forward's tensors.
-                torch.cuda.empty_cache()
-                self.tokens_per_batch = len(batch) * (len(batch[0]) - length) // 2
-                continue
-            yield from zip(batch, values, strict=True)
-            waiting = waiting[len(batch) :]
+            seen = for_rows(layers, [numbers[row[:length]] for row in batch]) if layers else []
+            values = self._halving(partial(self._forward, batch, seen, length), [row[length:] for row in batch])
+            if values is not None:
+                yield from zip(batch, values, strict=True)
+                waiting = waiting[len(batch) :]
 
-    def _beginning(self, ids: Row) -> list[SharedLayer] | None:
-        """Keys and values of the beginning; None for models that keep something else, such as states."""
+    def _halving(self, forward: Callable[[], Result], rows: Sequence[Row]) -> Result | None:
+        """What a forward of some rows gives; None where it does not fit, and the batches after it are half as large."""
+        try:
+            with explaining_memory(f"scoring a row of {len(rows[0])} tokens.\nUse a smaller dtype or a GPU."):
+                return forward()
+        except OutOfMemoryError:
+            if len(rows) == 1:
+                raise
+        # Outside of the handler, where the error no longer holds the failed forward's tensors.
+        torch.cuda.empty_cache()
+        self.tokens_per_batch = len(rows) * len(rows[0]) // 2
+        return None
+
+    def _beginnings(self, rows: Sequence[Row]) -> list[SharedLayer]:
+        """Keys and values of some rows of one length; nothing for models that keep something else, such as states."""
         kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
         if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-            return None
+            return []
         # All keys are kept, beyond a window too: the mask, not the cache, says which of them a position sees.
-        cache = DynamicCache()
-        self._logits(torch.tensor([ids], device=device_of(self.model)), cache, torch.tensor([len(ids) - 1]))
+        cache, length = DynamicCache(), len(rows[0])
+        self._logits(torch.tensor(rows, device=device_of(self.model)), cache, torch.tensor([length - 1]))
         kept = [
             SharedLayer(layer.keys, layer.values)
             for layer in cache.layers
             if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None
         ]
-        return kept if all(layer.get_seq_length() == len(ids) for layer in kept) else None
+        return kept if all(layer.get_seq_length() == length for layer in kept) else []
 
     def _fitting(self, rows: Sequence[Row], length: int) -> int:
         """How many of the rows, the longest first, make a batch: at least one."""
@@ -209,7 +230,7 @@ class _Reader:
                 return count
         return len(rows)
 
-    def _forward(self, batch: Sequence[Row], layers: list[SharedLayer] | None, length: int) -> list[list[Tensor]]:
+    def _forward(self, batch: Sequence[Row], layers: list[SharedLayer], length: int) -> list[list[Tensor]]:
         # Padding on the right: causal layers never look there, so no family needs a mask or position ids.
         ids, _ = pad([row[length:] for row in batch], side="right", device=device_of(self.model))
         kept = sorted({position for row in batch for position in range(self.asked_from(row), len(row))})

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -17,6 +18,10 @@ FORWARD_COST = 256
 
 
 Row = tuple[int, ...]
+
+
+Group = tuple[int, list[Row]]
+"""A number of tokens at the beginning, and rows."""
 
 
 def rows_of(spans: Sequence[Span]) -> dict[Row, list[int]]:
@@ -41,12 +46,13 @@ def rows_of(spans: Sequence[Span]) -> dict[Row, list[int]]:
     return kept
 
 
-def shared_beginnings(rows: Mapping[Row, int]) -> list[tuple[int, list[Row]]]:
-    """Groups of rows, and the number of tokens at their beginning that is to be read once for all of the group.
+def shared_beginnings(rows: Mapping[Row, int]) -> list[Group]:
+    """Groups of rows, and the number of tokens at their beginnings that are read apart, once for all who share one.
 
     Each row comes with the number of its tokens that may be shared. Groups are those with the fewest tokens to read,
-    where a beginning of its own forward costs `FORWARD_COST` more. Rows that share nothing are the group of length 0,
-    which comes first.
+    where a forward of its own for beginnings costs `FORWARD_COST` more. A long beginning has a group of its own; short
+    ones of equal length are read together, as those of a question's answers. Rows that share nothing are the group of
+    length 0, which comes first.
     """
     ordered = sorted(rows)
     total = [0, *itertools.accumulate(map(len, ordered))]
@@ -67,8 +73,32 @@ def shared_beginnings(rows: Mapping[Row, int]) -> list[tuple[int, list[Row]]]:
             nested.append(_Interval(length=length, first=done.first))
         nested[-1].take(done)
     root = nested[0]
-    singles = [(0, [ordered[index] for index in root.singles])] * bool(root.singles)
-    return singles + [(length, ordered[first:end]) for length, first, end in root.groups]
+    singles: list[Group] = [(0, [ordered[index] for index in root.singles])] * bool(root.singles)
+    nested_groups = singles + [(length, ordered[first:end]) for length, first, end in root.groups]
+    return min(nested_groups, _pooled(rows), key=_cost)
+
+
+def _pooled(rows: Mapping[Row, int]) -> list[Group]:
+    """Rows by the length of all that they may share, where enough of them share it; the others are of length 0."""
+    sharing: dict[Row, list[Row]] = defaultdict(list)
+    for row in sorted(rows):
+        sharing[row[: rows[row]]].append(row)
+    pools: dict[int, list[Row]] = defaultdict(list)
+    for beginning, some in sharing.items():
+        pools[len(beginning) if len(some) > 1 else 0] += some
+    for length, some in list(pools.items()):
+        if _cost([(length, some)]) > _cost([(0, some)]):
+            pools[0] += pools.pop(length)
+    return sorted(pools.items())
+
+
+def _cost(groups: Sequence[Group]) -> int:
+    return sum(
+        bool(length) * FORWARD_COST
+        + length * len({row[:length] for row in some})
+        + sum(len(row) - length for row in some)
+        for length, some in groups
+    )
 
 
 @dataclass
@@ -88,17 +118,30 @@ class _Interval:
 
 
 class SharedLayer(DynamicLayer):
-    """One layer's keys and values of a beginning, seen by every row of a batch and changed by none."""
+    """One layer's keys and values of beginnings, each seen by some rows of a batch and changed by none."""
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    def __init__(self, keys: Tensor, values: Tensor, which: Int[Tensor, " row"] | None = None):
+        """With `which` beginning each row has; without it they share the only one, or each has its own."""
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.keys, self.values, self.shared, self.which = keys, values, (keys, values), which
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Keys and values of the beginning and the rows; nothing is kept, so one layer's at a time are in memory."""
-        parts = ((self.keys, key_states), (self.values, value_states))
-        keys, values = (
-            torch.cat([old.expand(len(new), -1, -1, -1), new], dim=-2) for old, new in parts if old is not None
-        )
+        """Keys and values of the beginnings and the rows; nothing is kept, so one layer's at a time are in memory."""
+        pairs = zip(self.shared, (key_states, value_states), strict=True)
+        keys, values = (torch.cat([self._of_rows(old, len(new)), new], dim=-2) for old, new in pairs)
         return keys, values
+
+    def _of_rows(self, old: Tensor, count: int) -> Tensor:
+        return old.expand(count, -1, -1, -1) if self.which is None else old[self.which]
+
+
+def for_rows(layers: Sequence[SharedLayer], which: Sequence[int]) -> list[SharedLayer]:
+    """The same beginnings for the rows of a batch, each of which has one of them."""
+    first = layers[0]
+    keys, values = first.shared
+    if len(keys) == 1:
+        return [*layers]
+    index = torch.tensor(which, device=keys.device)
+    # Whoever remembers what was read before tells it by the first layer's keys: there they are written out.
+    return [SharedLayer(keys[index], values[index]), *(SharedLayer(*layer.shared, index) for layer in layers[1:])]
