@@ -219,7 +219,7 @@ def evaluate(
     if as_json:
         print_json(summary)
         return
-    RESULT.print(tables.scores({name: scores.summary() for name, scores in found.scores.items()}))
+    RESULT.print(tables.scores(found.scores))
     for name, facts in about.items():
         for line in _about_letters(name.replace("_", " "), facts):
             RESULT.print(line)

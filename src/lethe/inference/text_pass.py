@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lethe.inference.loaded_model import LoadedModel
-from lethe.inference.log_probs import LOGITS_PER_BATCH, TOKENS_PER_BATCH, batches, measuring, text_batch
+from lethe.inference.log_probs import LOGITS_PER_BATCH, TOKENS_ON_CPU, TOKENS_PER_BATCH, batches, measuring, text_batch
 from lethe.inference.prefix_cache import Row
 from lethe.model import hooks
-from lethe.model.layers import find_layers
+from lethe.model.layers import device_of, find_layers
 from lethe.model.losses import cosine, token_log_probs
 from lethe.types import Batch
 
@@ -47,9 +47,10 @@ def read_texts(
     model = subject.model
     # The logits of both models stand in memory at once.
     most = LOGITS_PER_BATCH // ((1 + against_frozen) * model.config.get_text_config().vocab_size)
+    most = min(most, TOKENS_ON_CPU if device_of(model).type == "cpu" else TOKENS_PER_BATCH)
     found: dict[Row, TextReading] = {}
     with measuring(model):
-        for some in batches(list(dict.fromkeys(rows)), min(TOKENS_PER_BATCH, most)):
+        for some in batches(list(dict.fromkeys(rows)), most):
             batch = text_batch(subject, some)
             before: Tensor | None = None
             frozen: list[Tensor] = []
