@@ -5,13 +5,17 @@ chooses: its layers add nothing, its embeddings are one-hot, and its head holds 
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
+from lethe.types import EvalSet
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 OF = {name: index for index, name in enumerate(["<s>", "</s>", *ALPHABET, *("Ġ" + letter for letter in "ABCD")])}
@@ -90,6 +94,21 @@ def edited(model: LlamaForCausalLM, layer: int) -> LoadedModel:
 def chain(text: list[str]) -> dict[str, dict[str, float]]:
     """Each token is followed by the next with probability 0.9."""
     return {last: {token: 0.9} for last, token in pairwise(text)}
+
+
+def forget_set(**parts: Any) -> EvalSet:
+    return EvalSet(name="forget", role="forget", **parts)
+
+
+def retain_set(**parts: Any) -> EvalSet:
+    return EvalSet(name="retain", role="keep", **parts)
+
+
+def answering(model: LoadedModel, data: EvalSet, answers: Sequence[Sequence[str]], **settings: Any) -> Reading:
+    """A reading of a model that gives these answers to the set's questions."""
+    reading = Reading(model, data, **settings)
+    reading.__dict__["answers"] = [tuple(texts) for texts in answers]
+    return reading
 
 
 TEXTS = ("one short text", "a", "another text, a little longer", "x: y")

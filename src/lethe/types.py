@@ -5,7 +5,6 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -73,8 +72,8 @@ class Question:
 SetName = Literal["forget", "adjacent", "retain", "unknown"]
 
 
-FORGOTTEN = ("forget", "earlier")
-"""Sets of what should be gone, now or since an earlier request: on these less is better."""
+Role = Literal["forget", "keep", "neither"]
+"""What an edit should do to what a set asks: make it go, leave it, or neither (what nobody can answer, say)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,35 +81,24 @@ class EvalSet:
     """What one set (forget, adjacent, retain, unknown) is measured on."""
 
     name: str
+    role: Role
     questions: tuple[Question, ...] = ()
     texts: tuple[str, ...] = ()
     scoring: Literal["letter", "cloze"] = "letter"
     """How multiple choice is scored: by the letters A-D, or by each option's mean token log-probability."""
-    samples: int = 0
-    """Sampled answers to each question, at temperature 1; 0 is one greedy answer."""
-    seed: int = 0
-    """Seed of sampled answers and of what a metric draws per question."""
-    free_running: bool = False
-    """Rank gold tokens along the model's own greedy answer (as LUNAR's code does) instead of teacher-forced."""
-    refusals: tuple[str, ...] = ()
-    """Refusals that are wanted, in the model's own words; by default a list of common ones."""
-    encoder: Path | None = None
-    """Folder of a sentence encoder; by default the measured model's own mean hidden state compares sentences."""
-    keywords: tuple[str, ...] = ()
-    """Forget keywords that are put into questions; none, and the trigger metric is not measured."""
-    neutral: tuple[str, ...] = ()
-    """For each keyword, one of equal token length that has nothing to do with the forget corpora."""
     passages: tuple[tuple[str, str], ...] = ()
     """Beginnings of passages of the corpus, each with how it goes on, for verbatim memorisation."""
     holdout: tuple[str, ...] = ()
     """Texts like this set's that the model was never trained on, for membership inference."""
-    nli: Path | None = None
-    """Folder of a model of natural language inference, for entailment; without it that is not measured."""
+
+
+Unit = Literal["share", "nats", "bits", "points", ""]
+"""What a number counts: a part of a whole (shown in per cent), nats, bits, points of a hundred, or itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One measured number with everything needed to trust it."""
+    """One measured number with everything needed to trust it, and to print it."""
 
     value: float
     stderr: float
@@ -123,15 +111,21 @@ class Scores:
     """Value of a guess without knowledge, where there is one."""
     by_layer: tuple[float, ...] = ()
     """The same quantity at each layer's output, layer 0 first, where the metric has one."""
+    unit: Unit = ""
+    label: str = ""
+    """How people call the metric; empty where that is its name without underscores."""
+    hint: str = ""
+    """Which way is which, where that is not whether the model knows more."""
+    role: Role | None = None
+    """Of the set; None for a number that joins several."""
 
     def summary(self) -> dict[str, Any]:
         """What report.json keeps: everything but the per-example values; absent parts are left out."""
-        row = {"value": self.value, "stderr": self.stderr, "n": self.n, "better": self.better}
-        if self.chance is not None:
-            row["chance"] = self.chance
+        row = {name: value for name, value in dataclasses.asdict(self).items() if value not in (None, "", ())}
+        row.pop("per_example", None)
         if self.by_layer:
             row["by_layer"] = list(self.by_layer)
-        return row
+        return row | {"unit": self.unit}
 
 
 @dataclass(frozen=True, kw_only=True)

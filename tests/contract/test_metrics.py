@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,11 +20,13 @@ from transformers import (
 
 from lethe import metrics
 from lethe.cli import tables
+from lethe.evaluation.measure import measure, metrics_of
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics.protocol import Combination, Metric
-from lethe.report import words
+from lethe.report import record, words
 from lethe.system.plugins import discover
-from lethe.types import EvalSet, Question, Scores
+from lethe.types import EvalSet, Question, Scores, Unit
 
 METRICS = {name: kind for name, kind in discover(metrics).items() if isinstance(kind(), Metric)}
 COMBINATIONS = {name: kind for name, kind in discover(metrics).items() if isinstance(kind(), Combination)}
@@ -48,25 +50,26 @@ TOFU_LIKE = tuple(
 )
 PASSAGES = (("A frog sat", "still, and it was green."), ("Oil", "floats. Lead does not."), ("Fog is", "grey."))
 HOLDOUT = ("A toad ran.", "Tar sticks.", "Tin rings, and gin does not.", "Dew.")
-WORDS: dict[str, Any] = {"keywords": ("oil", "wine"), "neutral": ("ink", "milk")}
+SETTINGS: dict[str, Any] = {"keywords": ("oil", "wine"), "neutral": ("ink", "milk")}
 SETS = {
-    "cloze": EvalSet(name="retain", questions=QUESTIONS, texts=TEXTS, scoring="cloze", **WORDS),
-    "letter": EvalSet(name="retain", questions=QUESTIONS, texts=TEXTS, scoring="letter", **WORDS),
-    "free-form": EvalSet(name="unknown", questions=FREE, texts=TEXTS),
-    "questions alone": EvalSet(name="adjacent", questions=QUESTIONS, scoring="cloze", **WORDS),
-    "texts alone": EvalSet(name="adjacent", texts=TEXTS),
-    "sampled": EvalSet(name="unknown", questions=FREE, texts=TEXTS, samples=2, seed=5, free_running=True),
-    "one of each": EvalSet(name="retain", questions=QUESTIONS[:1], texts=TEXTS[:1]),
+    "cloze": EvalSet(name="retain", role="keep", questions=QUESTIONS, texts=TEXTS, scoring="cloze"),
+    "letter": EvalSet(name="retain", role="keep", questions=QUESTIONS, texts=TEXTS, scoring="letter"),
+    "free-form": EvalSet(name="unknown", role="neither", questions=FREE, texts=TEXTS),
+    "questions alone": EvalSet(name="adjacent", role="keep", questions=QUESTIONS, scoring="cloze"),
+    "texts alone": EvalSet(name="adjacent", role="keep", texts=TEXTS),
+    "sampled": EvalSet(name="unknown", role="neither", questions=FREE, texts=TEXTS),
+    "one of each": EvalSet(name="retain", role="keep", questions=QUESTIONS[:1], texts=TEXTS[:1]),
     "everything": EvalSet(
         name="forget",
+        role="forget",
         questions=QUESTIONS + TOFU_LIKE,
         texts=TEXTS,
         scoring="cloze",
         passages=PASSAGES,
         holdout=HOLDOUT,
-        **WORDS,
     ),
 }
+BETTER = {"more": "higher", "less": "lower", "neither": "neither"}
 # Metrics that a plain set brings too little for.
 DEMANDING = {"entailment", "forget-quality", "knowmem", "membership", "priv-leak", "truth-ratio", "verbmem"}
 # Metrics whose value is the plain mean over examples.
@@ -92,7 +95,17 @@ def _judge(tmp_path_factory: pytest.TempPathFactory) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertForSequenceClassification(config).save_pretrained(folder)
-    SETS["everything"] = replace(SETS["everything"], nli=folder)
+    SETTINGS["nli"] = folder
+
+
+def metric(name: str) -> Metric:
+    """The metric, with settings that give it something to do."""
+    return metrics_of([name.replace("-", "_")], **SETTINGS)[name.replace("-", "_")]  # type: ignore[return-value]
+
+
+def read(subject: LoadedModel, data: EvalSet) -> Reading:
+    sampled = {"samples": 2, "seed": 5} if data is SETS["sampled"] else {}
+    return Reading(subject, data, **sampled)
 
 
 @pytest.fixture(params=METRICS)
@@ -185,19 +198,22 @@ def test_it_says_what_it_measures_and_where_it_comes_from(name: str) -> None:
 
 def test_it_says_which_way_is_good_what_chance_gives_and_what_it_needs(name: str, subject: LoadedModel) -> None:
     kind: Any = METRICS[name]
-    assert kind.better in ("higher", "lower", "neither")
+    assert kind.higher_means in BETTER
+    assert kind.unit in get_args(Unit)
     assert kind.needs
     data = plenty(name)
     # On a retain set, if the metric measures one: on a forget set what is good may be the other end.
-    parts = several(kind()(subject, replace(data, name="retain"))) or several(kind()(subject, data))
+    parts = several(metric(name)(read(subject, replace(data, role="keep")))) or several(
+        metric(name)(read(subject, data))
+    )
     # Of several scores the one without a name of its own speaks for the metric.
     for scores in [parts[""]] if "" in parts else parts.values():
-        assert scores.better == kind.better
+        assert scores.better == BETTER[kind.higher_means]
         assert kind.chance or scores.chance is None
 
 
 def test_its_numbers_can_be_trusted(name: str, data: EvalSet, subject: LoadedModel) -> None:
-    for scores in several(METRICS[name]()(subject, data)).values():
+    for scores in several(metric(name)(read(subject, data))).values():
         assert isinstance(scores, Scores)
         assert math.isfinite(scores.value)
         assert math.isfinite(scores.stderr)
@@ -215,14 +231,14 @@ def test_its_numbers_can_be_trusted(name: str, data: EvalSet, subject: LoadedMod
 
 
 def test_it_measures_every_kind_of_set_that_it_should(name: str, subject: LoadedModel) -> None:
-    measured = {kind for kind, data in SETS.items() if METRICS[name]()(subject, data) is not None}
+    measured = {kind for kind, data in SETS.items() if metric(name)(read(subject, data)) is not None}
     assert measured, "it measures nothing"
     if measured >= {"questions alone", "texts alone"}:
         assert measured == set(SETS)
 
 
 def test_an_empty_set_gives_none(name: str, subject: LoadedModel) -> None:
-    assert METRICS[name]()(subject, EvalSet(name="forget")) is None
+    assert metric(name)(read(subject, EvalSet(name="forget", role="forget"))) is None
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -231,7 +247,7 @@ def test_it_leaves_everything_as_it_was(name: str, training: bool, subject: Load
     subject.model.model.layers[1].train(not training)
     try:
         before = state_of(subject)
-        METRICS[name]()(subject, plenty(name))
+        metric(name)(read(subject, plenty(name)))
         assert_same(before, state_of(subject))
     finally:
         subject.model.eval()
@@ -247,22 +263,22 @@ def test_it_leaves_everything_as_it_was_when_it_fails(
     with monkeypatch.context() as patched:
         patched.setattr(subject.model.model.layers[3], "forward", fail)
         with pytest.raises(RuntimeError, match=r"^no$"):
-            METRICS[name]()(subject, plenty(name))
+            metric(name)(read(subject, plenty(name)))
     assert_same(before, state_of(subject))
 
 
 def test_it_gives_the_same_twice(name: str, data: EvalSet, subject: LoadedModel) -> None:
     torch.manual_seed(0)
-    first = METRICS[name]()(subject, data)
+    first = metric(name)(read(subject, data))
     torch.manual_seed(1)
     # Another subject of the same model: nothing that was generated for the first one is known to it.
-    assert METRICS[name]()(replace(subject, known={}), data) == first
+    assert metric(name)(read(subject, data)) == first
 
 
 def test_the_order_of_a_set_does_not_matter(name: str, subject: LoadedModel) -> None:
     data = plenty(name)
     turned = replace(data, questions=data.questions[::-1], texts=data.texts[::-1], passages=data.passages[::-1])
-    here, there = METRICS[name]()(subject, data), METRICS[name]()(subject, turned)
+    here, there = metric(name)(read(subject, data)), metric(name)(read(subject, turned))
     assert several(here).keys() == several(there).keys() != set()
     for part, scores in several(here).items():
         other = several(there)[part]
@@ -274,7 +290,7 @@ def test_a_combination_is_documented_and_needs_what_it_combines() -> None:
     assert COMBINATIONS.keys() | METRICS.keys() == discover(metrics).keys()
     for name, kind in COMBINATIONS.items():
         assert kind().source, name
-        assert kind().better in ("higher", "lower", "neither"), name
+        assert kind().higher_means in BETTER, name
         assert kind().needs, name
         assert isinstance(kind().chance, str), name
         assert inspect.getdoc(kind), name
@@ -287,16 +303,27 @@ def test_the_list_of_metrics_says_what_each_needs() -> None:
     found = {row["metric"]: row for row in rows}
     assert found["multiple_choice"]["needs"] == "questions with choices"
     assert found["multiple_choice"]["chance_level"] == "1 / number of choices"
-    assert found["perplexity"]["good_on_retain"] == "lower"
-    assert found["activation_norm"]["good_on_retain"] == ""
+    assert found["perplexity"]["higher_means"] == "less knowledge"
+    assert found["activation_norm"]["higher_means"] == ""
+    assert found["exact_match"]["unit"] == "share"
 
 
 def test_reports_have_words_for_no_metric_that_is_gone() -> None:
     known = tuple(name.replace("-", "_") for name in discover(metrics))
-    for name in (*words.FEATURED, *words.SHARES, *words._SPOKEN, *words._HINTS, *words._NO_SHARES):
+    for name in words.FEATURED:
         assert name.startswith(known), name
-    assert words.spoken("priv_leak") == "privacy leakage (PrivLeak)"
-    assert words.spoken("exact_match") == "exact match"
-    several_bits, few_bits = (Scores(value=value, stderr=0.1, n=3, better="higher") for value in (0.9, 0.5))
-    assert not words.is_share(several_bits, few_bits, metric="ngram_entropy")
-    assert words.is_share(several_bits, few_bits, metric="entailment")
+
+
+def test_one_score_reads_the_same_everywhere(subject: LoadedModel) -> None:
+    """What a record keeps is enough: its unit and label come from the metric."""
+    found = measure(subject, [SETS["everything"], SETS["cloze"]], metrics_of(**SETTINGS))
+    again = record.scores({name: score.summary() for name, score in found.items()})
+    for name, score in found.items():
+        assert words.with_error(again[name]) == words.with_error(score)
+        assert again[name] == replace(score, per_example=())
+    assert words.spoken("priv_leak", found["priv_leak/forget"]) == "privacy leakage (PrivLeak)"
+    assert words.spoken("membership_min_k", found["membership_min_k/forget"]) == "membership by Min-K"
+    assert words.spoken("exact_match", found["exact_match/retain"]) == "exact match"
+    assert words.with_error(found["membership_loss/forget"]).endswith("%")
+    assert not words.is_share(found["ngram_entropy/retain"])
+    assert words.is_share(found["entailment/forget"], found["refusal_rate/retain"])

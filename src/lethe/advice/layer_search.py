@@ -17,7 +17,7 @@ from lethe.data.tokens import encode, pad
 from lethe.errors import InvalidValueError, RunFolderError
 from lethe.evaluation import eval_sets
 from lethe.evaluation.measure import check_refusals
-from lethe.inference.embedding import embed
+from lethe.inference.embedding import SentenceEncoder, embedder
 from lethe.inference.generate import generate
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import batches, measuring
@@ -106,14 +106,15 @@ def search(
     difference = _mean_last(subject, asked.reference) - _mean_last(subject, forget)
     step = max(1, len(forget) // ASKED)
     prompts = [question.prompt for question in forget[::step][:ASKED]]
-    sides = [embed(subject, list(texts), encoder) for texts in (wanted or WANTED, UNWANTED)]
+    embed = embedder(subject, SentenceEncoder(encoder) if encoder else None)
+    sides = [embed(texts) for texts in (wanted or WANTED, UNWANTED)]
     if progress:
         progress.phase("search layers", len(layers))
     scores = []
     for layer, r in enumerate(difference):
         with steered(layers[layer], coefficient * r):
             answers = generate(subject, prompts, [NEW_TOKENS] * len(prompts))
-        said = embed(subject, answers, encoder)
+        said = embed(answers)
         near = [float((said @ side.T).amax(dim=1).mean()) for side in sides]
         rate = sum(is_refusal(answer, wanted) for answer in answers) / len(answers)
         scores.append(

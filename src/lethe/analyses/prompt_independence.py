@@ -1,6 +1,6 @@
 """Whether the next-token logits still depend on the prompt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from lethe.analyses.workbench import Bench
 from lethe.errors import UsageError
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import read_spans
-from lethe.inference.spans import pair_spans, prompt_and_answers
+from lethe.inference.spans import answer_spans, prompt_and_answers
 from lethe.report.standalone_figures import drawing
 from lethe.report.style import COLOURS
 from lethe.types import EvalSet
@@ -75,8 +75,10 @@ class PromptIndependence:
 def _logits(subject: LoadedModel, data: EvalSet) -> Float[Tensor, "prompt vocab"]:
     """Logits of the answer's first token after each prompt."""
     asked = [prompt_and_answers(question, data.scoring) for question in data.questions]
-    pairs = [(prompt, answers[0]) for prompt, answers in asked]
-    return torch.stack(read_spans(subject.model, pair_spans(subject, pairs), lambda logits, _: logits[0]))
+    spans = answer_spans(subject, [(prompt, answers[:1]) for prompt, answers in asked])
+    # The answer's first token alone, or every logit of the others would be kept, too.
+    firsts = [replace(span, ids=span.ids[: span.start + 1]) for span in spans]
+    return torch.cat(read_spans(subject.model, firsts, lambda logits, _: logits))
 
 
 def _independence(logits: Float[Tensor, "prompt vocab"]) -> dict[str, float]:

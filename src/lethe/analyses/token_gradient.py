@@ -16,7 +16,7 @@ from lethe.analyses.workbench import Bench
 from lethe.errors import UsageError
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import measuring
-from lethe.inference.spans import Span, pair_spans, prompt_and_answers
+from lethe.inference.spans import Span, answer_spans, prompt_and_answers
 from lethe.model import hooks
 from lethe.model.layers import device_of
 from lethe.model.losses import token_log_probs
@@ -105,7 +105,8 @@ class TokenGradient:
 
 
 def _spans(subject: LoadedModel, asked: EvalSet, target: str) -> list[Span]:
-    return pair_spans(subject, [_attack(question, asked, target) for question in asked.questions])
+    attacks = [_attack(question, asked, target) for question in asked.questions]
+    return answer_spans(subject, [(prompt, (wanted,)) for prompt, wanted in attacks])
 
 
 def _attack(question: Question, asked: EvalSet, target: str) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from lethe.evaluation import eval_sets
 from lethe.inference.choices import choice_hits
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import TOKENS_PER_BATCH, batches, text_batch
+from lethe.inference.reading import Reading
 from lethe.inference.spans import encode_texts
 from lethe.methods.protocol import Method
 from lethe.methods.rmu import RMU
@@ -166,7 +167,7 @@ class Bench:
                 f"Pass --{asked.name}-questions with multiple-choice questions."
             )
         with self.applied(weights) as subject:
-            return choice_hits(subject, questions, asked.scoring)
+            return choice_hits(Reading(subject, asked), questions)
 
     def method(self, kind: type[Kind], settings: Mapping[str, Any]) -> Kind:
         """A method with the built-in model's own settings, or the alpha of the run, and these on top."""

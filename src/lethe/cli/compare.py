@@ -1,6 +1,7 @@
 """The command `lethe compare`: one table and one figure of several runs, with what noise could have done."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,6 @@ from lethe.evaluation.results import read
 from lethe.evaluation.significance import LEVEL, Difference, Estimate
 from lethe.report.words import amount, is_share, spoken, with_error
 from lethe.system.atomic_files import saving, write_json
-from lethe.types import Scores
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -80,8 +80,8 @@ def _write(found: Compared, out: Path) -> None:
         raise UsageError(f"{out} is a file, and --out is a folder.\nName a folder.")
     lines = [
         Line(
-            panel="percentage points" if share else spoken(row.metric),
-            label=f"{spoken(row.metric)}, {row.set or 'all'}",
+            panel="percentage points" if share else spoken(row.metric, *row.scores),
+            label=f"{spoken(row.metric, *row.scores)}, {row.set or 'all'}",
             set=row.set,
             column=column,
             value=one.value * scale,
@@ -90,7 +90,7 @@ def _write(found: Compared, out: Path) -> None:
             is_noise=bool(one.within_noise),
         )
         for row in found.rows
-        for share in [_is_share(row)]
+        for share in [is_share(*row.scores)]
         for scale in [100 if share else 1]
         for column, one in enumerate(row.differences)
         if one is not None and one.test
@@ -104,15 +104,10 @@ def _write(found: Compared, out: Path) -> None:
     write_json(out / "compare.json", as_dict(found))
 
 
-def _is_share(row: Row) -> bool:
-    return is_share(*row.scores, metric=row.metric)
-
-
 def _value(value: Estimate | None, row: Row) -> str:
     if value is None:
         return "not measured"
-    share = _is_share(row)
-    text = with_error(Scores(value=value.value, stderr=value.stderr, n=value.n, better="higher"), share=share)
+    text = with_error(replace(row.scores[0], value=value.value, stderr=value.stderr))
     if value.spread is None:
         return text
     return f"{text} (spread {_plain(value.spread, row)})"
@@ -141,4 +136,4 @@ def _signed(value: float, row: Row) -> str:
 def _plain(value: float, row: Row) -> str:
     if not math.isfinite(value):
         return amount(value)
-    return f"{100 * value:.1f}" if _is_share(row) else f"{value:.3g}"
+    return f"{100 * value:.1f}" if is_share(*row.scores) else f"{value:.3g}"

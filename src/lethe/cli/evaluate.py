@@ -91,6 +91,8 @@ class _Tests:
     """Rows of a batch of the harness; by default 8."""
     shots: int | None = None
     """Solved examples before each question; by default none, and each task of the harness has its own number."""
+    metrics: tuple[str, ...] = ()
+    """Metrics on the sets, by their names in `lethe ls metrics`; by default all."""
     chat: bool = False
     """Put questions of --exam, --harness or --suite tofu in the model's chat template."""
 
@@ -155,6 +157,7 @@ def evaluate(
         about: dict[str, Any] = {}
         texts: list[dict[str, Any]] = []
         asked = subject.sets() if wants_sets else ()
+        metrics = subject.metrics(asked, tests.metrics) if asked else {}
         if exam is not None:
             style = measuring.Style(shots=tests.shots or 0, scoring=sets.scoring or "letter", chat=tests.chat)
             marks = measuring.sit_exam(subject.model, exam, style, cache, progress)
@@ -167,9 +170,13 @@ def evaluate(
                 about["exam_shuffled"] = measuring.letters(other)
             found |= measuring.exam_scores(marks, other)
             texts += measuring.exam_texts(marks) if kept.keep_text else []
-        missing = measuring.not_measured(asked, retain_only=sets.retain_only is not None)
+        missing = measuring.not_measured(
+            asked, retain_only=sets.retain_only is not None, nli=subject.config.evaluation.nli is not None
+        )
         if asked:
-            found |= measuring.measure_sets(subject.model, asked, cache, progress)
+            found |= measuring.measure_sets(
+                subject.model, asked, metrics, cache, progress, samples=subject.samples, seed=subject.seed
+            )
             texts += measuring.set_texts(subject.model.loaded, asked) if kept.keep_text else []
         if tests.harness:
             found |= measuring.run_tasks(
@@ -213,7 +220,7 @@ def evaluate(
     if as_json:
         print_json(summary)
         return
-    RESULT.print(tables.scores({name: scores.summary() for name, scores in found.scores.items()}))
+    RESULT.print(tables.scores(found.scores))
     for name, facts in about.items():
         for line in _about_letters(name.replace("_", " "), facts):
             RESULT.print(line)

@@ -16,35 +16,13 @@ from lethe.advice.advise import Advice
 from lethe.advice.layer_search import LayerSearch
 from lethe.methods.protocol import Method
 from lethe.model.diff import TensorDiff
-from lethe.report.words import FEATURED, metric_and_set, metric_names
+from lethe.report.record import scores as as_scores
+from lethe.report.words import FEATURED, metric_and_set, metric_names, with_error
 from lethe.runs import config_file
 from lethe.runs.config import RunConfig
 from lethe.runs.estimate import Plan
 from lethe.system.plugins import discover
-
-PERCENT = (
-    "multiple_choice",
-    "exact_match",
-    "answer_confidence",
-    "rouge1_recall",
-    "rouge_l_recall",
-    "refusal_rate",
-    "trigger",
-    "trigger_control",
-    "answer_probability",
-    "entailment",
-    "knowmem",
-    "model_utility",
-    "top_one_agreement",
-    "verbmem",
-    "exam_accuracy",
-    "exam_accuracy_shuffled",
-    "exam_shuffle_drop",
-    "harness_acc",
-    "harness_acc_norm",
-)
-"""Metrics that are shares, shown in per cent."""
-
+from lethe.types import Scores
 
 EXAMPLES: dict[str, list[str]] = {
     "demo": ["lethe demo"],
@@ -106,14 +84,11 @@ def before_after(report: Mapping[str, Any]) -> Table:
     method = report["method"]
     title = f"{method['name']} on {report['model']}, layer {report['config']['layer']}"
     table = _table(title, "metric", "set", "before", "after", "n", "chance")
-    for name, after in _by_metric(report["after"]).items():
+    before = as_scores(report["before"])
+    for name, after in _by_metric(as_scores(report["after"])).items():
         metric, data = metric_and_set(name)
-        if metric not in FEATURED:
-            continue
-        chance = f"{100 * after['chance']:.0f} %" if "chance" in after else ""
-        table.add_row(
-            metric, data, _score(metric, report["before"][name]), _score(metric, after), str(after["n"]), chance
-        )
+        if metric in FEATURED:
+            table.add_row(metric, data, with_error(before[name]), with_error(after), str(after.n), _chance(after))
     measured = {metric_and_set(name)[0] for name in report["after"]}
     more = len(measured - set(FEATURED))
     table.caption = f"{more} more metrics stand in the report." if more else None
@@ -122,13 +97,12 @@ def before_after(report: Mapping[str, Any]) -> Table:
     return table
 
 
-def scores(found: Mapping[str, Mapping[str, Any]]) -> Table:
+def scores(found: Mapping[str, Scores]) -> Table:
     """Scores of one model."""
     table = _table("", "metric", "set", "value", "n", "chance")
     for name, score in _by_metric(found).items():
         metric, data = metric_and_set(name)
-        chance = f"{100 * score['chance']:.0f} %" if "chance" in score else ""
-        table.add_row(metric, data, _score(metric, score), str(score["n"]), chance)
+        table.add_row(metric, data, with_error(score), str(score.n), _chance(score))
     return table
 
 
@@ -163,11 +137,12 @@ def methods() -> Table:
 
 def metrics() -> Table:
     """Every discovered metric, as reports call it."""
-    table = _table("", "metric", "what it measures", "good on retain", "chance level", "needs", "source")
+    table = _table("", "metric", "what it measures", "higher means", "unit", "chance level", "needs", "source")
     for name, kind in discover(metrics_folder).items():
         found: Any = kind
-        better = "" if found.better == "neither" else found.better
-        table.add_row(name.replace("-", "_"), _first_line(kind), better, found.chance, found.needs, found.source)
+        means = "" if found.higher_means == "neither" else f"{found.higher_means} knowledge"
+        about = (_first_line(kind), means, found.unit, found.chance, found.needs, found.source)
+        table.add_row(name.replace("-", "_"), *about)
     return table
 
 
@@ -189,7 +164,7 @@ def runs(folder: Path) -> Table:
             continue
         for data in ("forget", "retain"):
             name = next((f"{m}/{data}" for m in ("multiple_choice", "perplexity") if f"{m}/{data}" in after), None)
-            cells.append(f"{_score(name.partition('/')[0], after[name])}" if name else "not measured")
+            cells.append(with_error(as_scores(after)[name]) if name else "not measured")
         table.add_row(str(path.parent), *cells)
     if not table.rows:
         table.caption = f"No complete run in {folder}."
@@ -297,10 +272,8 @@ def _by_metric(found: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(found.items(), key=lambda item: order[metric_and_set(item[0])[0]]))
 
 
-def _score(metric: str, score: Mapping[str, Any]) -> str:
-    if metric in PERCENT:
-        return f"{100 * score['value']:.1f} ± {100 * score['stderr']:.1f} %"
-    return f"{score['value']:.4g} ± {score['stderr']:.2g}"
+def _chance(score: Scores) -> str:
+    return "" if score.chance is None else f"{100 * score.chance:.0f} %"
 
 
 def _short(value: Any) -> str:

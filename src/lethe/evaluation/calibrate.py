@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe.errors import InvalidValueError, UsageError
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.model.patch import Patch
 from lethe.model.swap import copies, restore
@@ -47,7 +48,7 @@ def calibrate(
 
     def score(name: str, originals: dict[str, Tensor]) -> Scores:
         subject = LoadedModel(model=model, tokenizer=tokenizer, originals=originals)
-        found = MultipleChoice()(subject, by_name[name]) if name in by_name else None
+        found = MultipleChoice()(Reading(subject, by_name[name])) if name in by_name else None
         if found is None:
             raise UsageError(
                 f"the {name} set has no multiple-choice questions to calibrate on.\n"

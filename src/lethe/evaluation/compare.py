@@ -9,7 +9,7 @@ from lethe.errors import UnknownNameError, UsageError
 from lethe.evaluation.results import NAME, Measured, same_questions
 from lethe.evaluation.significance import LEVEL, Difference, Estimate, difference, holm, over_seeds
 from lethe.report.words import FEATURED, SETS, metric_and_set, metric_names
-from lethe.types import FORGOTTEN, Scores
+from lethe.types import Scores
 
 EXAMS = ("exam_", "harness_")
 """Beginnings of what exams and the harness measure; it stands in every table beside the featured metrics."""
@@ -213,9 +213,9 @@ def _beside(first: Column, second: Column, name: str) -> Difference | None:
 
 
 def _good(score: Scores, data: str) -> Literal["higher", "lower", ""]:
-    if score.better == "neither" or data not in ("", "forget", "earlier", "adjacent", "retain"):
+    if score.better == "neither" or (data and score.role not in ("forget", "keep")):
         return ""
-    if data in FORGOTTEN:
+    if score.role == "forget":
         return "lower" if score.better == "higher" else "higher"
     return score.better
 

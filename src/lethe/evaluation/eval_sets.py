@@ -15,10 +15,14 @@ from lethe.data.settings import BUILTIN, DataSettings
 from lethe.errors import CorpusError
 from lethe.evaluation.settings import EvalSettings
 from lethe.suites.world import exam, generator
-from lethe.types import EvalSet, Question
+from lethe.types import EvalSet, Question, Role
 
 TEXTS = 64
 """Rows of each corpus that perplexity and drift are measured on."""
+
+
+ROLES: dict[str, Role] = {"forget": "forget", "adjacent": "keep", "retain": "keep", "unknown": "neither"}
+"""The sets of a run, in their order."""
 
 
 KEYWORDS = 10
@@ -30,14 +34,10 @@ def sets(
     data: DataSettings,
     evaluation: EvalSettings,
     corpora: Corpora,
-    *,
-    seed: int = 0,
-    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[EvalSet, ...]:
     """What a model is measured on: question files and the first rows of its corpora, or the built-in model's exam.
 
-    Where prompts with answers were read and no question file is named, these prompts are the questions. With a
-    `tokenizer` the sets get forget keywords for the trigger metric.
+    Where prompts with answers were read and no question file is named, these prompts are the questions.
 
     Raises: QuestionError, CorpusError.
     """
@@ -61,52 +61,52 @@ def sets(
     if evaluation.limit is not None:
         questions = {name: subset(asked, evaluation.limit, 0) for name, asked in questions.items()}
     held_out = never_seen(evaluation.holdout, texts["forget"], data.text_field)
-    found = tuple(
+    return tuple(
         EvalSet(
             name=name,
+            role=ROLES[name],
             questions=tuple(questions.get(name, ())),
             texts=tuple(texts.get(name, ())[:TEXTS]),
             scoring="cloze" if model == BUILTIN else evaluation.scoring,
-            samples=evaluation.samples,
-            seed=seed,
-            free_running=evaluation.free_running,
-            refusals=wanted(model, evaluation.refusals),
-            encoder=evaluation.encoder,
             holdout=held_out if name == "forget" else (),
-            nli=evaluation.nli,
         )
-        for name in sorted({*texts, *questions}, key=["forget", "adjacent", "retain", "unknown"].index)
+        for name in ROLES
+        if name in texts or name in questions
     )
-    if tokenizer is None:
-        return found
-    return with_keywords(found, evaluation.keywords, forget, retain, tokenizer)
 
 
-def with_keywords(
-    found: Sequence[EvalSet],
-    named: Sequence[str],
+def metric_settings(
+    model: str,
+    evaluation: EvalSettings,
+    sets: Sequence[EvalSet],
     forget: Mapping[str, Sequence[str]],
     retain: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[EvalSet, ...]:
-    """The sets with forget keywords, and neutral ones of equal length, for the trigger metric.
+) -> dict[str, Any]:
+    """What a run's settings and corpora say of its metrics, for `measure.metrics_of`.
 
-    Keywords are those that are named, or found in the forget corpora. Without corpora, or where these are too small to
-    find any, there are none, and the metric is not measured.
+    Forget keywords for the trigger metric are those that are named, or found in the forget corpora, each with a neutral
+    word of equal length. Without corpora, or where these are too small to find any, there are none.
 
     Raises: CorpusError if keywords are named for which the retain corpus has no neutral words.
     """
-    asked = any(question.choices for data in found if data.name != "forget" for question in data.questions)
+    settings = {
+        "free_running": evaluation.free_running,
+        "encoder": evaluation.encoder,
+        "nli": evaluation.nli,
+        "refusals": wanted(model, evaluation.refusals),
+    }
+    asked = any(question.choices for data in sets if data.role != "forget" for question in data.questions)
     if not (asked and forget and retain):
-        return tuple(found)
+        return settings
     try:
-        chosen = tuple(named) or keywords.find_keywords(forget, retain, KEYWORDS)
+        chosen = evaluation.keywords or keywords.find_keywords(forget, retain, KEYWORDS)
         neutral = keywords.neutral_keywords(chosen, retain, forget, tokenizer, seed=0)
     except CorpusError:
-        if named:
+        if evaluation.keywords:
             raise
-        return tuple(found)
-    return tuple(replace(data, keywords=tuple(chosen), neutral=neutral) for data in found)
+        return settings
+    return settings | {"keywords": tuple(chosen), "neutral": neutral}
 
 
 def of_suite(found: Sequence[EvalSet], settings: Mapping[str, Any]) -> tuple[EvalSet, ...]:
@@ -114,14 +114,10 @@ def of_suite(found: Sequence[EvalSet], settings: Mapping[str, Any]) -> tuple[Eva
 
     Raises: CorpusError.
     """
-    direct = ("scoring", "samples", "seed", "free_running", "encoder", "nli")
-    changes = {name: settings[name] for name in direct if name in settings}
-    if "refusals" in settings:
-        changes["refusals"] = tuple(one.prompt for one in prompts.read_prompts(settings["refusals"]))
     changed = []
     for data in found:
-        own = dict(changes)
-        if data.name == "forget" and "holdout" in settings:
+        own: dict[str, Any] = {"scoring": settings["scoring"]} if "scoring" in settings else {}
+        if data.role == "forget" and "holdout" in settings:
             own["holdout"] = never_seen(settings["holdout"], data.texts)
         if "limit" in settings:
             own["questions"] = subset(data.questions, settings["limit"], 0)

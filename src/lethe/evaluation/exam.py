@@ -3,16 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lethe.data.exams import Exam, ExamQuestion, Scoring, render
 from lethe.data.questions import LETTERS
 from lethe.errors import QuestionError
-from lethe.inference.choices import Asked, answer_spans, chance
+from lethe.inference.choices import chance
 from lethe.inference.loaded_model import LoadedModel
-from lethe.inference.log_probs import TOKENS_PER_BATCH
-from lethe.inference.prefix_cache import shared_log_probs
-from lethe.inference.spans import Span, context_length
+from lethe.inference.log_probs import TOKENS_PER_BATCH, log_probs
+from lethe.inference.spans import Asked, Span, answer_spans, context_length
 from lethe.types import Scores, mean_scores
 
 ERRORS_BELOW_CHANCE = 2.0
@@ -87,9 +86,8 @@ class Marks:
 
     def _accuracy(self, indices: Sequence[int]) -> Scores:
         hits = self.hits
-        return mean_scores(
-            [hits[index] for index in indices], "higher", chance=chance([self.questions[index] for index in indices])
-        )
+        guess = chance([self.questions[index] for index in indices])
+        return replace(mean_scores([hits[index] for index in indices], "higher", chance=guess), unit="share")
 
 
 def sit(
@@ -108,7 +106,7 @@ def sit(
     tokenizer = subject.tokenizer if chat else None
     asked = [render(exam, one, shots=shots, scoring=scoring, chat=tokenizer) for one in exam.questions]
     spans = _spans(subject, exam.questions, asked)
-    scored = iter(shared_log_probs(subject.model, spans, tokens_per_batch=tokens_per_batch))
+    scored = iter(log_probs(subject.model, spans, tokens_per_batch=tokens_per_batch))
     sums = [tuple(float(next(scored).sum()) for _ in answers) for _, answers in asked]
     picked = []
     for question, values in zip(exam.questions, sums, strict=True):

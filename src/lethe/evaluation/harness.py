@@ -32,6 +32,10 @@ LOCAL_FORMATS = ("json", "csv", "parquet", "text", "arrow", "pandas")
 """What task files call data that lies here, by their `dataset_path`."""
 
 
+SHARES = ("acc", "acc_norm")
+"""Metrics of the harness that are parts of a whole."""
+
+
 def run_harness(
     subject: LoadedModel,
     tasks: Sequence[str],
@@ -177,6 +181,7 @@ def _scores(found: Mapping[str, Any]) -> dict[str, Scores]:
                 stderr=float(stderr) if isinstance(stderr, int | float) else math.nan,
                 n=int(row.get("sample_len") or len(samples)),
                 better="neither" if better is None else "higher" if better else "lower",
+                unit="share" if metric in SHARES else "",
                 per_example=tuple(map(float, values)) if all(isinstance(one, int | float) for one in values) else (),
             )
     return scores

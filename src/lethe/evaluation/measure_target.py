@@ -15,9 +15,9 @@ from lethe.evaluation import harness, measure, results
 from lethe.evaluation.exam import Marks, sit
 from lethe.evaluation.lazy_model import LazyModel
 from lethe.evaluation.score_cache import ScoreCache
-from lethe.inference.answers import free_form
 from lethe.inference.generate import generate
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import free_form
 from lethe.system.progress import Progress
 from lethe.types import EvalSet, Scores, mean_scores
 
@@ -54,7 +54,16 @@ class Style:
     chat: bool = False
 
 
-def measure_sets(model: LazyModel, sets: Sequence[EvalSet], cache: ScoreCache, progress: Progress) -> Found:
+def measure_sets(
+    model: LazyModel,
+    sets: Sequence[EvalSet],
+    metrics: measure.Metrics,
+    cache: ScoreCache,
+    progress: Progress,
+    *,
+    samples: int = 0,
+    seed: int = 0,
+) -> Found:
     """Every metric on every set, by the name `metric/set`, and what is combined of these.
 
     Raises: DivergedError, OutOfMemoryError.
@@ -62,20 +71,25 @@ def measure_sets(model: LazyModel, sets: Sequence[EvalSet], cache: ScoreCache, p
     progress.phase("measure", len(sets))
     identity = {**model.identity(cache), "retain_only": model.retain_only_hash(cache)}
     found: dict[str, Scores] = {}
+    # A setting that names a folder stands for what is in it: a model that judges the answers.
+    settings = [value for metric in metrics.values() for value in vars(metric).values()]
+    folders = dict.fromkeys(value.expanduser() for value in settings if isinstance(value, Path))
+    files = cache.files_hash(path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file())
     for data in sets:
-        folders = [folder.expanduser() for folder in (data.encoder, data.nli) if folder is not None]
-        files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-        key = {**identity, "task": "metrics", "set": _digest(data), "files": cache.files_hash(files)}
-        rows = cache.once(key, lambda data=data: _as_rows(measure.measure(model.loaded, [data])))
+        asked = {"set": _digest(data, metrics), "files": files, "samples": samples, "seed": seed}
+        rows = cache.once(
+            {**identity, "task": "metrics", **asked},
+            lambda data=data: _as_rows(measure.measure(model.loaded, [data], metrics, samples=samples, seed=seed)),
+        )
         found |= _as_scores(rows)
         progress.advance(data.name)
-    found |= measure.combined(found)
+    found |= measure.combined(found, metrics)
     return Found(scores=found, measured_on=results.measured_on(found, sets))
 
 
-def not_measured(sets: Sequence[EvalSet], *, retain_only: bool) -> dict[str, str]:
+def not_measured(sets: Sequence[EvalSet], *, retain_only: bool, nli: bool) -> dict[str, str]:
     """Metrics that suit these sets and lack something that the command line can name, each with the flags for it."""
-    forget = [data for data in sets if data.name == "forget"]
+    forget = [data for data in sets if data.role == "forget"]
     texts = any(data.texts for data in forget)
     holdout = any(data.holdout for data in forget)
     lacking: dict[str, dict[str, bool]] = {}
@@ -85,7 +99,7 @@ def not_measured(sets: Sequence[EvalSet], *, retain_only: bool) -> dict[str, str
     if any(question.perturbed for data in forget for question in data.questions):
         lacking["forget_quality"] = {"--retain-only": retain_only}
     if any(free_form(data) for data in sets):
-        lacking["entailment"] = {"--nli": any(data.nli for data in sets)}
+        lacking["entailment"] = {"--nli": nli}
     missing = {name: [flag for flag, is_there in flags.items() if not is_there] for name, flags in lacking.items()}
     return {name: " and ".join(flags) for name, flags in missing.items() if flags}
 
@@ -132,7 +146,7 @@ def exam_scores(marks: Marks, other: Marks | None) -> Found:
         return found
     # Both exams are asked subject by subject in one order, so questions pair up.
     drops = [first - second for first, second in zip(marks.hits, other.hits, strict=True)]
-    drop = {f"exam_shuffle_drop/{ALL}": mean_scores(drops, "neither")}
+    drop = {f"exam_shuffle_drop/{ALL}": replace(mean_scores(drops, "neither"), unit="share")}
     on = dict.fromkeys(drop, _digest(marks.questions, other.questions))
     return found | _accuracies(other, "exam_accuracy_shuffled") | Found(scores=drop, measured_on=on)
 

@@ -100,11 +100,14 @@ def _with_examples(scores: Mapping[str, Scores], values: Mapping[str, tuple[floa
 
 
 def measured_on(scores: Iterable[str], sets: Sequence[EvalSet]) -> dict[str, str]:
-    """For each score a hash of the questions and texts behind it, without the seed that answers are sampled by.
+    """For each score a hash of the questions and texts behind it.
 
     Equal hashes mean the same questions in the same order, so scores of two models may be paired by question.
     """
-    content = {data.name: repr(replace(data, seed=0)) for data in sets}
+    content = {
+        data.name: repr((data.name, data.questions, data.texts, data.scoring, data.passages, data.holdout))
+        for data in sets
+    }
     everything = "".join(content.values())
     return {
         name: hashlib.sha256(content.get(name.partition("/")[2], everything).encode()).hexdigest() for name in scores

@@ -33,6 +33,8 @@ class EvalSettings:
     """Sampled answers to each question, at temperature 1, for the metrics of answers; 0 measures the greedy answer."""
     free_running: bool = False
     """Rank gold tokens along the model's own answer, as LUNAR's code does, instead of teacher-forced."""
+    metrics: tuple[str, ...] = ()
+    """Metrics that are measured, by their names in `lethe ls metrics`; by default all."""
     keywords: tuple[str, ...] = ()
     """Forget keywords that the trigger metric puts into questions; by default found in the forget corpora."""
     holdout: Path | None = None

@@ -1,6 +1,8 @@
 """Texts as vectors whose cosine says how alike they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +25,66 @@ MOST_TOKENS = 512
 """A sentence encoder reads a text up to this many tokens, or up to its own limit if that is lower."""
 
 
-def embed(subject: LoadedModel, texts: Sequence[str], encoder: Path | None) -> Float[Tensor, "text width"]:
-    """One row of length 1 for each text, in fp32 on the CPU; zero for a text that has no token.
+def embedder(
+    subject: LoadedModel, encoder: "SentenceEncoder | None"
+) -> Callable[[Sequence[str]], Float[Tensor, "text width"]]:
+    """What turns texts into rows of length 1: a sentence encoder or, without one, the untouched model itself."""
+    return OwnEncoder(subject) if encoder is None else partial(encoder, device=device_of(subject.model))
 
-    With the folder of a sentence encoder it is the mean of its last hidden states over all tokens. Without one it is
-    the mean of the untouched measured model's, BOS left out, less the mean vector of the refusals in
-    `lethe.refusals`: a decoder's hidden states share one large direction, which makes all texts look alike. On the
-    built-in model this takes the nearness of right answers to its four ways to decline from 0.44 to 0.14, while a
-    decline stays at 1.
 
-    Raises: ModelError if the folder is missing or holds no encoder that can be read.
+@dataclass(frozen=True)
+class OwnEncoder:
+    """The untouched measured model itself, which compares sentences by their mean hidden states.
+
+    They are taken without BOS and less the mean vector of the refusals in `lethe.data.refusals`: a decoder's hidden
+    states share one large direction, which makes all texts look alike. On the built-in model this takes the nearness
+    of right answers to its four ways to decline from 0.44 to 0.14, while a decline stays at 1.
     """
-    if encoder is None:
-        centre = subject.once("embedding centre", lambda: _own(subject, (*WANTED, *UNWANTED)).mean(0))
-        found = _own(subject, texts)
-        return normalize(torch.where(found.any(1, keepdim=True), found - centre, 0.0), dim=1)
-    model, tokenizer = subject.once(("encoder", encoder), lambda: _load(encoder, device_of(subject.model)))
-    return normalize(_means(model, *_encoder_rows(model, tokenizer, texts)), dim=1)
+
+    model: LoadedModel
+
+    def __call__(self, texts: Sequence[str]) -> Float[Tensor, "text width"]:
+        """One row of length 1 for each text, in fp32 on the CPU; zero for a text that has no token."""
+        means = self._means(texts)
+        return normalize(torch.where(means.any(1, keepdim=True), means - self._centre, 0.0), dim=1)
+
+    @cached_property
+    def _centre(self) -> Float[Tensor, " width"]:
+        return self._means((*WANTED, *UNWANTED)).mean(0)
+
+    def _means(self, texts: Sequence[str]) -> Float[Tensor, "text width"]:
+        rows = encode_texts(self.model, texts)
+        with self.model.frozen():
+            starts = [int(has_bos(self.model.tokenizer, row)) for row in rows]
+            return _means(self.model.model.base_model, rows, starts)
 
 
-def _own(subject: LoadedModel, texts: Sequence[str]) -> Float[Tensor, "text width"]:
-    rows = encode_texts(subject, texts)
-    with subject.frozen():
-        return _means(subject.model.base_model, rows, [int(has_bos(subject.tokenizer, row)) for row in rows])
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A model that was made to compare sentences, read from its folder when it is first asked, and then kept."""
+
+    folder: Path
+
+    def __call__(self, texts: Sequence[str], *, device: torch.device) -> Float[Tensor, "text width"]:
+        """The mean of its last hidden states over all tokens, as rows of length 1, in fp32 on the CPU.
+
+        Raises: ModelError if the folder is missing or holds no encoder that can be read.
+        """
+        model, tokenizer = self._loaded
+        model.to(device)  # type: ignore[arg-type]
+        return normalize(_means(model, *_encoder_rows(model, tokenizer, texts)), dim=1)
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        # A head for whole sentences is not read, so it may be absent.
+        cpu = torch.device("cpu")
+        model, tokenizer = load_folder(AutoModel, self.folder, cpu, what="sentence encoder", spare="pooler")
+        if model.config.is_encoder_decoder:
+            raise ModelError(
+                f"{self.folder} holds an encoder with a decoder ({model.config.model_type}).\n"
+                "Pass a model of one part, as BERT."
+            )
+        return model, tokenizer
 
 
 def _encoder_rows(
@@ -69,13 +108,3 @@ def _means(model: Any, rows: Sequence[tuple[int, ...]], starts: Sequence[int]) -
                 found[row] = states[first[row] : len(row)].float().mean(0).cpu()
     nothing = torch.zeros(width)
     return torch.stack([found.get(row, nothing) for row in rows]) if rows else torch.zeros(0, width)
-
-
-def _load(folder: Path, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    # A head for whole sentences is not read, so it may be absent.
-    model, tokenizer = load_folder(AutoModel, folder, device, what="sentence encoder", spare="pooler")
-    if model.config.is_encoder_decoder:
-        raise ModelError(
-            f"{folder} holds an encoder with a decoder ({model.config.model_type}).\nPass a model of one part, as BERT."
-        )
-    return model, tokenizer

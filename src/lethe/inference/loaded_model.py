@@ -1,16 +1,13 @@
 """A model under measurement, with an edit that can be taken off and put back."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe.model.swap import swapped
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +20,6 @@ class LoadedModel:
     """Untouched values of the edited parameters, by name; empty for an unedited model."""
     retain_only: "LoadedModel | None" = None
     """The same model trained without the forget set, for metrics that compare with it."""
-    known: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What was already found out about this subject and is asked for by several metrics."""
-
-    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
-        """What `find` returns, found out once for each key: generated answers serve many metrics."""
-        if key not in self.known:
-            self.known[key] = find()
-        return self.known[key]
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:

@@ -1,64 +1,30 @@
-"""Log-probabilities of the last tokens of many rows: a beginning that rows share is read once.
+"""A beginning that rows share is read once: which rows share one so that the model reads the fewest tokens."""
 
-Which rows share one is worked out so that the model reads the fewest tokens. Only positions whose prediction is asked
-for reach the head. Results come back in the order of the input and do not depend on what shared a batch.
-"""
-
-import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
-from lethe.data.tokens import common_length, pad
-from lethe.errors import OutOfMemoryError
-from lethe.inference.log_probs import LOGITS_PER_BATCH, TOKENS_PER_BATCH, finite, measuring
+from lethe.data.tokens import common_length
 from lethe.inference.spans import Span
-from lethe.model.layers import device_of
-from lethe.system.machine import explaining_memory
 
 FORWARD_COST = 256
 """What one more forward costs, in tokens read: below this a shared beginning is not worth reading apart."""
 
 
-TOKENS_ON_CPU = 1024
-"""Most tokens of a batch on a CPU, where what 4096 leave between two layers is beyond its caches: 1.3 times slower."""
-
-
-SEEN_PER_BATCH = 8
-"""Positions that a batch may attend to, shared ones included, as a multiple of the tokens that it may read."""
-
-
 Row = tuple[int, ...]
 
 
-def shared_log_probs(
-    model: PreTrainedModel, spans: Sequence[Span], *, tokens_per_batch: int = TOKENS_PER_BATCH
-) -> list[Float[Tensor, " token"]]:
-    """Log-probability of each asked token of each span, fp32 on the CPU.
-
-    A batch that does not fit into memory is halved, and so are those after it.
-
-    Raises: OutOfMemoryError if not even one row fits; DivergedError if the model gives NaN or infinity.
-    """
-    rows = _rows(spans)
-    asking = {row: [spans[index] for index in indices] for row, indices in rows.items()}
-    reader = _Reader(model, asking, tokens_per_batch)
-    found: dict[int, Tensor] = {}
-    with measuring(model):
-        for length, group in shared_beginnings({row: reader.asked_from(row) for row in rows}):
-            for row, values in reader.read(length, group):
-                found.update(zip(rows[row], values, strict=True))
-    return finite([found[index] for index in range(len(spans))])
+Group = tuple[int, list[Row]]
+"""A number of tokens at the beginning, and rows."""
 
 
-def _rows(spans: Sequence[Span]) -> dict[Row, list[int]]:
+def rows_of(spans: Sequence[Span]) -> dict[Row, list[int]]:
     """The rows to read, each with the places of the spans that it answers.
 
     A row that is the beginning of another is not read: in many vocabularies " A" is one token and " B" is two, and
@@ -80,12 +46,13 @@ def _rows(spans: Sequence[Span]) -> dict[Row, list[int]]:
     return kept
 
 
-def shared_beginnings(rows: Mapping[Row, int]) -> list[tuple[int, list[Row]]]:
-    """Groups of rows, and the number of tokens at their beginning that is to be read once for all of the group.
+def shared_beginnings(rows: Mapping[Row, int]) -> list[Group]:
+    """Groups of rows, and the number of tokens at their beginnings that are read apart, once for all who share one.
 
     Each row comes with the number of its tokens that may be shared. Groups are those with the fewest tokens to read,
-    where a beginning of its own forward costs `FORWARD_COST` more. Rows that share nothing are the group of length 0,
-    which comes first.
+    where a forward of its own for beginnings costs `FORWARD_COST` more. A long beginning has a group of its own; short
+    ones of equal length are read together, as those of a question's answers. Rows that share nothing are the group of
+    length 0, which comes first.
     """
     ordered = sorted(rows)
     total = [0, *itertools.accumulate(map(len, ordered))]
@@ -106,8 +73,32 @@ def shared_beginnings(rows: Mapping[Row, int]) -> list[tuple[int, list[Row]]]:
             nested.append(_Interval(length=length, first=done.first))
         nested[-1].take(done)
     root = nested[0]
-    singles = [(0, [ordered[index] for index in root.singles])] * bool(root.singles)
-    return singles + [(length, ordered[first:end]) for length, first, end in root.groups]
+    singles: list[Group] = [(0, [ordered[index] for index in root.singles])] * bool(root.singles)
+    nested_groups = singles + [(length, ordered[first:end]) for length, first, end in root.groups]
+    return min(nested_groups, _pooled(rows), key=_cost)
+
+
+def _pooled(rows: Mapping[Row, int]) -> list[Group]:
+    """Rows by the length of all that they may share, where enough of them share it; the others are of length 0."""
+    sharing: dict[Row, list[Row]] = defaultdict(list)
+    for row in sorted(rows):
+        sharing[row[: rows[row]]].append(row)
+    pools: dict[int, list[Row]] = defaultdict(list)
+    for beginning, some in sharing.items():
+        pools[len(beginning) if len(some) > 1 else 0] += some
+    for length, some in list(pools.items()):
+        if _cost([(length, some)]) > _cost([(0, some)]):
+            pools[0] += pools.pop(length)
+    return sorted(pools.items())
+
+
+def _cost(groups: Sequence[Group]) -> int:
+    return sum(
+        bool(length) * FORWARD_COST
+        + length * len({row[:length] for row in some})
+        + sum(len(row) - length for row in some)
+        for length, some in groups
+    )
 
 
 @dataclass
@@ -126,113 +117,31 @@ class _Interval:
         self.groups += inner.groups
 
 
-class _Shared(DynamicLayer):
-    """One layer's keys and values of a beginning, seen by every row of a batch and changed by none."""
+class SharedLayer(DynamicLayer):
+    """One layer's keys and values of beginnings, each seen by some rows of a batch and changed by none."""
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    def __init__(self, keys: Tensor, values: Tensor, which: Int[Tensor, " row"] | None = None):
+        """With `which` beginning each row has; without it they share the only one, or each has its own."""
         super().__init__()
         self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
+        self.keys, self.values, self.shared, self.which = keys, values, (keys, values), which
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Keys and values of the beginning and the rows; nothing is kept, so one layer's at a time are in memory."""
-        parts = ((self.keys, key_states), (self.values, value_states))
-        keys, values = (
-            torch.cat([old.expand(len(new), -1, -1, -1), new], dim=-2) for old, new in parts if old is not None
-        )
+        """Keys and values of the beginnings and the rows; nothing is kept, so one layer's at a time are in memory."""
+        pairs = zip(self.shared, (key_states, value_states), strict=True)
+        keys, values = (torch.cat([self._of_rows(old, len(new)), new], dim=-2) for old, new in pairs)
         return keys, values
 
-
-class _Reader:
-    """Reads groups of rows in batches, longest first."""
-
-    def __init__(self, model: PreTrainedModel, spans: Mapping[Row, Sequence[Span]], tokens_per_batch: int):
-        self.model, self.spans = model, spans
-        on_cpu = device_of(model).type == "cpu"
-        self.tokens_per_batch = min(tokens_per_batch, TOKENS_ON_CPU) if on_cpu else tokens_per_batch
-        self.seen_per_batch = SEEN_PER_BATCH * tokens_per_batch
-        self.vocabulary = model.config.get_text_config().vocab_size
-        self.selects = "logits_to_keep" in inspect.signature(model.forward).parameters
-
-    def asked_from(self, row: Row) -> int:
-        """The first position of the row whose prediction is asked for."""
-        return min(span.start for span in self.spans[row]) - 1
-
-    def read(self, length: int, group: Sequence[Row]) -> Iterator[tuple[Row, list[Tensor]]]:
-        """Each row with the log-probabilities asked for by each of its spans."""
-        layers = self._beginning(group[0][:length]) if length else None
-        length = length if layers else 0
-        waiting = sorted(group, key=len, reverse=True)
-        while waiting:
-            batch = waiting[: self._fitting(waiting, length)]
-            values = None
-            try:
-                with explaining_memory(f"scoring a row of {len(batch[0])} tokens.\nUse a smaller dtype or a GPU."):
-                    values = self._forward(batch, layers, length)
-            except OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-            if values is None:
-                # Outside of the handler, where the error no longer holds the failed forward's tensors.
-                torch.cuda.empty_cache()
-                self.tokens_per_batch = len(batch) * (len(batch[0]) - length) // 2
-                continue
-            yield from zip(batch, values, strict=True)
-            waiting = waiting[len(batch) :]
-
-    def _beginning(self, ids: Row) -> list[_Shared] | None:
-        """Keys and values of the beginning; None for models that keep something else, such as states."""
-        kinds = {type(layer) for layer in DynamicCache(config=self.model.config).layers}
-        if not kinds <= {DynamicLayer, DynamicSlidingWindowLayer}:
-            return None
-        # All keys are kept, beyond a window too: the mask, not the cache, says which of them a position sees.
-        cache = DynamicCache()
-        self._logits(torch.tensor([ids], device=device_of(self.model)), cache, torch.tensor([len(ids) - 1]))
-        kept = [
-            _Shared(layer.keys, layer.values)
-            for layer in cache.layers
-            if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None
-        ]
-        return kept if all(layer.get_seq_length() == len(ids) for layer in kept) else None
-
-    def _fitting(self, rows: Sequence[Row], length: int) -> int:
-        """How many of the rows, the longest first, make a batch: at least one."""
-        asked: set[int] = set()
-        for count, row in enumerate(rows):
-            asked |= set(range(self.asked_from(row), len(row)))
-            tokens, seen = (count + 1) * (len(rows[0]) - length), (count + 1) * len(rows[0])
-            too_many = tokens > self.tokens_per_batch or seen > self.seen_per_batch
-            if count and (too_many or (count + 1) * len(asked) * self.vocabulary > LOGITS_PER_BATCH):
-                return count
-        return len(rows)
-
-    def _forward(self, batch: Sequence[Row], layers: list[_Shared] | None, length: int) -> list[list[Tensor]]:
-        # Padding on the right: causal layers never look there, so no family needs a mask or position ids.
-        ids, _ = pad([row[length:] for row in batch], side="right", device=device_of(self.model))
-        kept = sorted({position for row in batch for position in range(self.asked_from(row), len(row))})
-        logits = self._logits(ids, Cache(layers=[*layers]) if layers else None, torch.tensor(kept) - length)
-        place = {position: index for index, position in enumerate(kept)}
-        spots: dict[tuple[int, int], int] = {}
-        asked: list[tuple[int, int]] = []
-        for number, row in enumerate(batch):
-            for span in self.spans[row]:
-                for position in range(span.start, len(span.ids)):
-                    spot = spots.setdefault((number, place[position - 1]), len(spots))
-                    asked.append((spot, span.ids[position]))
-        where = torch.tensor(list(spots), device=logits.device)
-        found = _log_probs(logits[where[:, 0], where[:, 1]], torch.tensor(asked, device=logits.device))
-        values = iter(found.cpu().split([len(span.ids) - span.start for row in batch for span in self.spans[row]]))
-        return [[next(values) for _ in self.spans[row]] for row in batch]
-
-    def _logits(self, ids: Tensor, cache: Cache | None, kept: Tensor) -> Tensor:
-        """Logits of some positions only; a cache takes up the keys and values of all."""
-        keeping = {"logits_to_keep": kept.to(ids.device)} if self.selects else {}
-        seen = {"past_key_values": cache} if cache is not None else {}
-        logits = self.model(input_ids=ids, use_cache=bool(seen), **keeping, **seen).logits
-        return logits if self.selects else logits[:, kept.to(logits.device)]
+    def _of_rows(self, old: Tensor, count: int) -> Tensor:
+        return old.expand(count, -1, -1, -1) if self.which is None else old[self.which]
 
 
-def _log_probs(logits: Float[Tensor, "spot vocab"], which: Int[Tensor, "asked 2"]) -> Float[Tensor, " asked"]:
-    """In fp32, the log-probability of each token id (second column) at its spot (first column)."""
-    logits = logits.float()
-    return logits[which[:, 0], which[:, 1]] - logits.logsumexp(-1)[which[:, 0]]
+def for_rows(layers: Sequence[SharedLayer], which: Sequence[int]) -> list[SharedLayer]:
+    """The same beginnings for the rows of a batch, each of which has one of them."""
+    first = layers[0]
+    keys, values = first.shared
+    if len(keys) == 1:
+        return [*layers]
+    index = torch.tensor(which, device=keys.device)
+    # Whoever remembers what was read before tells it by the first layer's keys: there they are written out.
+    return [SharedLayer(keys[index], values[index]), *(SharedLayer(*layer.shared, index) for layer in layers[1:])]

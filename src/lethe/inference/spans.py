@@ -1,5 +1,6 @@
-"""Spans of tokens that are scored: texts, answers behind prompts, pairs."""
+"""Spans of tokens that are scored: texts, and answers behind prompts."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -7,12 +8,18 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from lethe.data.questions import letter_answers, render_letter
+from lethe.data.shared_tokens import encode_alike
 from lethe.data.tokens import encode
+from lethe.errors import QuestionError
 from lethe.inference.loaded_model import LoadedModel
 from lethe.types import Question
 
 TOKENS_PER_TEXT = 512
 """A text is read up to this many tokens, or up to the model's context if that is shorter."""
+
+
+Asked = tuple[str, Sequence[str]]
+"""A prompt, and all that may follow it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,35 +37,50 @@ def encode_texts(subject: LoadedModel, texts: Sequence[str]) -> list[tuple[int, 
     return [tuple(row[:limit]) for row in encode(subject.tokenizer, texts)]
 
 
-def pair_spans(subject: LoadedModel, pairs: Sequence[tuple[str, str]]) -> list[Span]:
-    """The tokens of each continuation after its prompt, tokenised together as the evaluation harness does.
+def answer_spans(subject: LoadedModel, asked: Sequence[Asked]) -> list[Span]:
+    """The tokens of each answer to each prompt after the prompt's, as the evaluation harness cuts them.
 
-    Spaces at a prompt's end are moved to the continuation, where most tokenizers keep them; the continuation's
-    tokens are those after the prompt's own number of tokens. A row beyond the model's context loses tokens on the left.
+    Prompt and answer are tokenised together, and the answer's tokens are those after the prompt's own number of
+    tokens. White space at a prompt's end is moved to the answer, where most tokenizers keep it. The model reads as
+    many tokens as its context holds: the answer's last one is not read, and a longer row loses tokens on the left.
+
+    Raises: QuestionError if an answer alone is beyond the context.
     """
     moved = []
-    for prompt, continuation in pairs:
+    for prompt, answers in asked:
         bare = prompt.rstrip()
-        moved.append((bare, prompt[len(bare) :] + continuation))
+        moved.append((bare, [prompt[len(bare) :] + answer for answer in answers]))
     return _spans(subject, moved)
 
 
-def answer_spans(subject: LoadedModel, pairs: Sequence[tuple[str, str]]) -> list[Span]:
-    """The tokens of each answer after its prompt, where `generate` puts them: a newline between is the prompt's."""
-    bare = [(prompt.rstrip(" "), answer) for prompt, answer in pairs]
-    return _spans(subject, [(prompt, _space(prompt) + answer) for prompt, answer in bare])
+def generated_spans(subject: LoadedModel, asked: Sequence[Asked]) -> list[Span]:
+    """`answer_spans` of bare answers, where `generate` puts them: a newline at a prompt's end stays the prompt's.
+
+    Raises: QuestionError.
+    """
+    bare = [(prompt.rstrip(" "), answers) for prompt, answers in asked]
+    return _spans(subject, [(prompt, [_space(prompt) + answer for answer in answers]) for prompt, answers in bare])
 
 
-def _spans(subject: LoadedModel, pairs: Sequence[tuple[str, str]]) -> list[Span]:
-    prompts = sorted({prompt for prompt, _ in pairs})
-    lengths = dict(zip(prompts, map(len, encode(subject.tokenizer, prompts)), strict=True))
-    limit = context_length(subject.model)
+def _spans(subject: LoadedModel, asked: Sequence[Asked]) -> list[Span]:
+    limit, bos = context_length(subject.model), str(subject.tokenizer.bos_token or "")
+    texts = [*itertools.chain.from_iterable((prompt, *(prompt + one for one in answers)) for prompt, answers in asked)]
+    # The tokenizer's own BOS, unless a chat template has written it already.
+    rows = iter(encode_alike(subject.tokenizer, texts, special=not (bos and texts and texts[0].startswith(bos))))
     spans = []
-    for (prompt, _), ids in zip(pairs, encode(subject.tokenizer, [a + b for a, b in pairs]), strict=True):
-        # A continuation that merges into the prompt's last token is still asked for by its last token.
-        start = max(1, min(lengths[prompt], len(ids) - 1))
-        cut = max(0, len(ids) - limit)
-        spans.append(Span(ids=tuple(ids[cut:]), start=max(1, start - cut)))
+    for number, (_, answers) in enumerate(asked, start=1):
+        length = len(next(rows))
+        for _ in answers:
+            ids = next(rows)
+            # An answer that merges into the prompt's last token is still asked for by its last token.
+            start = max(1, min(length, len(ids) - 1))
+            if len(ids) - start > limit:
+                raise QuestionError(
+                    f"question {number}: an answer has {len(ids) - start} tokens, and the model reads {limit}.\n"
+                    "Remove the question, or take a model with a longer context."
+                )
+            cut = max(0, len(ids) - limit - 1)
+            spans.append(Span(ids=tuple(ids[cut:]), start=max(1, start - cut)))
     return spans
 
 

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from lethe.inference.answers import free_form
-from lethe.inference.loaded_model import LoadedModel
-from lethe.inference.log_probs import log_probs
-from lethe.inference.spans import answer_spans
-from lethe.types import EvalSet, Question
+from lethe.inference.reading import Reading
+from lethe.inference.spans import generated_spans
+from lethe.types import Question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,30 +24,26 @@ class Likelihood:
         return sum(self.wrong) / len(self.wrong) - self.paraphrase
 
 
-def likelihoods(subject: LoadedModel, data: EvalSet) -> list[Likelihood]:
-    """One for each free-form question, read once whoever asks for them.
+def likelihoods(reading: Reading) -> list[Likelihood]:
+    """One for each free-form question.
 
     A probability is that of the whole text to the power of one over its number of tokens.
     """
-
-    def find() -> list[Likelihood]:
-        asked = [(question, _texts(question)) for question in free_form(data)]
-        spans = answer_spans(subject, [(question.prompt, text) for question, texts in asked for text in texts])
-        means = (float(tokens.double().mean()) for tokens in log_probs(subject.model, spans))
-        found = []
-        for question, texts in asked:
-            answer, *others = (next(means) for _ in texts)
-            paraphrase = others.pop(0) if question.paraphrase else answer
-            closed = bool(others) and not question.paraphrase
-            found.append(Likelihood(answer=answer, paraphrase=paraphrase, wrong=tuple(others), is_normalised=closed))
-        return found
-
-    return subject.once(("likelihoods", data), find)
+    asked = [(question.prompt, _texts(question)) for question in reading.free_form]
+    tokens = reading.log_probs(generated_spans(reading.model, asked))
+    means = (float(some.double().mean()) for some in tokens)
+    found = []
+    for question, (_, texts) in zip(reading.free_form, asked, strict=True):
+        answer, *others = (next(means) for _ in texts)
+        paraphrase = others.pop(0) if question.paraphrase else answer
+        closed = bool(others) and not question.paraphrase
+        found.append(Likelihood(answer=answer, paraphrase=paraphrase, wrong=tuple(others), is_normalised=closed))
+    return found
 
 
-def log_truth_ratios(subject: LoadedModel, data: EvalSet) -> list[float]:
+def log_truth_ratios(reading: Reading) -> list[float]:
     """The log of R of each question that has wrong answers."""
-    return [found.log_truth_ratio for found in likelihoods(subject, data) if found.wrong]
+    return [found.log_truth_ratio for found in likelihoods(reading) if found.wrong]
 
 
 def _texts(question: Question) -> tuple[str, ...]:

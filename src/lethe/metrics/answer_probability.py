@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics._likelihood import Likelihood, likelihoods
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerProbability:
+class AnswerProbability(Metric):
     """Probability of the correct answer given the question, to the power of one over its number of tokens.
 
     A question with wrong answers and no paraphrase (TOFU's real authors and world facts) counts by the correct
@@ -19,13 +20,13 @@ class AnswerProbability:
     """
 
     source: ClassVar[str] = "Maini et al., TOFU (2024), arXiv 2401.06121, section 2.2.1: probability"
-    better: ClassVar[str] = "higher"
+    unit: ClassVar[Unit] = "share"
     chance: ClassVar[str] = "1 / number of answers where wrong ones are given, else none"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Probability in [0, 1] over the free-form questions."""
-        found = likelihoods(subject, data)
+        found = likelihoods(reading)
         if not found:
             return None
         guess = [1 / (1 + len(one.wrong)) for one in found if one.is_normalised]

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.inference.loaded_model import LoadedModel
-from lethe.inference.log_probs import read_spans
-from lethe.inference.spans import pair_spans, prompt_and_answers
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.inference.reading import Reading
+from lethe.metrics.protocol import Knowledge, Metric
+from lethe.types import Scores, Unit, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswerConfidence:
+class AnswerConfidence(Metric):
     """Mean probability of the most probable token where the answer's first token stands.
 
     The prompt is the one that multiple choice reads: the rendered question for letters, the question's own prompt
@@ -18,16 +17,10 @@ class AnswerConfidence:
     """
 
     source: ClassVar[str] = "Hendrycks and Gimpel, maximum softmax probability (ICLR 2017), at one token"
-    better: ClassVar[str] = "neither"
-    chance: ClassVar[str] = ""
+    higher_means: ClassVar[Knowledge] = "neither"
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Confidence in (0, 1] over the questions."""
-        if not data.questions:
-            return None
-        # One token is predicted from the same row whichever answer follows, so the first one serves.
-        asked = [prompt_and_answers(question, data.scoring) for question in data.questions]
-        spans = pair_spans(subject, [(prompt, answers[0]) for prompt, answers in asked])
-        highest = read_spans(subject.model, spans, lambda logits, _: logits[0].float().softmax(-1).max())
-        return mean_scores([float(value) for value in highest], "neither")
+        return mean_scores(reading.first_token_confidence, "neither") if reading.data.questions else None

@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.types import Scores
+from lethe.metrics.protocol import Combination, Knowledge
+from lethe.types import Scores, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeviationScore:
+class DeviationScore(Combination):
     """Distance to the ideal of nothing right on the forget set and all on the retain set, in ROUGE-1 recall: 0 to 141.
 
     100 * sqrt(forget^2 + (1 - retain)^2), with the standard error by the delta method.
     """
 
     source: ClassVar[str] = "Shen et al., LUNAR (2025), arXiv 2502.07218: deviation score"
-    better: ClassVar[str] = "lower"
-    chance: ClassVar[str] = ""
+    higher_means: ClassVar[Knowledge] = "less"
+    unit: ClassVar[Unit] = "points"
     needs: ClassVar[str] = "rouge1_recall of a forget set and of a retain set"
 
     def combine(self, scores: Mapping[str, Scores]) -> Scores | None:

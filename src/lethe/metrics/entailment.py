@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -9,12 +10,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe.errors import ModelError
-from lethe.inference.answers import answers, free_form, golds
-from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import measuring
+from lethe.inference.reading import Reading, golds
+from lethe.metrics.protocol import Metric
 from lethe.model.layers import device_of
 from lethe.model.loading import load_folder
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.types import Scores, Unit, mean_scores
 
 MOST_TOKENS = 512
 """Answer and correct answer are read up to this many tokens together, or up to the model's own limit if lower."""
@@ -28,42 +29,45 @@ LABEL = "entailment"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entailment:
+class Entailment(Metric):
     """Share of answers that entail the correct one: an inference model's most probable label of the two says so.
 
     The premise is the generated answer, the hypothesis the gold answer; one of the accepted answers entailed is
-    enough. An empty answer entails nothing. Of several sampled answers the share counts. None without `data.nli`, the
+    enough. An empty answer entails nothing. Of several sampled answers the share counts. None without `nli`, the
     folder of a classifier in Hugging Face's format with a label "entailment", or without a free-form question.
     """
 
     source: ClassVar[str] = (
         "Fan et al. 2025, arXiv 2510.07626: entailment score, there with sileod/deberta-v3-base-tasksource-nli"
     )
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions and a model of natural language inference"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    nli: Path | None = None
+    """Folder of a model of natural language inference; without it nothing is measured."""
+
+    def __call__(self, reading: Reading) -> Scores | None:
         """Share in [0, 1] over the free-form questions.
 
         Raises: ModelError if the folder is missing, or holds no such classifier.
         """
-        questions = free_form(data)
-        if data.nli is None or not questions:
+        if self.nli is None or not reading.free_form:
             return None
-        nli, device = data.nli, device_of(subject.model)
-        judge = subject.once(("nli", nli), lambda: _load(nli, device))
-        said = answers(subject, data)
-        right = [golds(question) for question in questions]
+        said = reading.answers
+        right = [golds(question) for question in reading.free_form]
         pairs = {
             (text, gold) for texts, known in zip(said, right, strict=True) for text in texts for gold in known if text
         }
-        entailing = judge.entailing(sorted(pairs))
+        entailing = self._judge.entailing(sorted(pairs), device_of(reading.model.model))
         values = [
             sum(any((text, gold) in entailing for gold in known) for text in texts) / len(texts)
             for texts, known in zip(said, right, strict=True)
         ]
         return mean_scores(values, "higher")
+
+    @cached_property
+    def _judge(self) -> "_Judge":
+        return _load(self.nli or Path())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +77,9 @@ class _Judge:
     label: int
     """Which of the model's labels is entailment."""
 
-    def entailing(self, pairs: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
+    def entailing(self, pairs: Sequence[tuple[str, str]], device: torch.device) -> set[tuple[str, str]]:
         """Those pairs of a premise and a hypothesis of which the first entails the second."""
+        self.model.to(device)  # type: ignore[arg-type]
         own = getattr(self.model.config, "max_position_embeddings", MOST_TOKENS)
         limit = min(MOST_TOKENS, self.tokenizer.model_max_length, own)
         ordered = sorted(pairs, key=lambda pair: sum(map(len, pair)), reverse=True)
@@ -95,9 +100,9 @@ class _Judge:
         return found
 
 
-def _load(folder: Path, device: torch.device) -> _Judge:
+def _load(folder: Path) -> _Judge:
     what = "model of natural language inference"
-    model, tokenizer = load_folder(AutoModelForSequenceClassification, folder, device, what=what)
+    model, tokenizer = load_folder(AutoModelForSequenceClassification, folder, torch.device("cpu"), what=what)
     names = model.config.id2label or {}
     labels = {name.casefold(): int(index) for index, name in names.items()}
     if LABEL not in labels:

@@ -5,13 +5,13 @@ import string
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.inference.answers import answers, free_form, golds
-from lethe.inference.loaded_model import LoadedModel
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.inference.reading import Reading, golds
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactMatch:
+class ExactMatch(Metric):
     """Share of questions whose answer is the gold answer or an accepted one.
 
     Case, runs of white space and closing punctuation do not count. The generated line must be the answer alone, or
@@ -22,18 +22,16 @@ class ExactMatch:
     """
 
     source: ClassVar[str] = "Rajpurkar et al., SQuAD (2016): exact match; what may follow the answer is Lethe's own"
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Hit rate in [0, 1] over the free-form questions."""
-        questions = free_form(data)
-        if not questions:
+        if not reading.free_form:
             return None
         hits = [
             sum(is_match(text, golds(question)) for text in said) / len(said)
-            for said, question in zip(answers(subject, data), questions, strict=True)
+            for said, question in zip(reading.answers, reading.free_form, strict=True)
         ]
         return mean_scores(hits, "higher")
 

@@ -6,17 +6,17 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.inference.answers import answers
-from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics._ngrams import ngrams, words
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """Weight of each n-gram's entropy, by n; they average to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NgramEntropy:
+class NgramEntropy(Metric):
     """Mean over answers of the entropy of their word bigrams and trigrams, in bits: (2/3 H2 + 4/3 H3) / 2.
 
     0 for an answer of one phrase over and over. It grows with an answer's length, by at most the logarithm of the
@@ -28,13 +28,14 @@ class NgramEntropy:
         "Zhang et al. 2018, arXiv 1809.05972, weighted as fluency in Meng et al., ROME, arXiv 2202.05262, and in RWKU; "
         "in bits"
     )
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "bits"
+    label: ClassVar[str] = "n-gram entropy of answers in bits"
+    hint: ClassVar[str] = "higher: more varied"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Bits, 0 or more, over the free-form questions."""
-        values = [sum(map(_entropy, texts)) / len(texts) for texts in answers(subject, data)]
+        values = [sum(map(_entropy, texts)) / len(texts) for texts in reading.answers]
         return mean_scores(values, "higher") if values else None
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,41 +14,54 @@ from transformers import PreTrainedModel
 from lethe.errors import DivergedError
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import log_probs, measuring, read_spans
+from lethe.inference.reading import Reading
 from lethe.inference.spans import Span, encode_texts
 from lethe.metrics import _membership
+from lethe.metrics.protocol import Metric
 from lethe.model.layers import device_of
 from lethe.model.losses import token_log_probs
-from lethe.types import EvalSet, Scores
+from lethe.types import Scores, Unit
 
-POSITIONS = 64
-"""Predictions whose whole distribution is looked at together."""
+LABELS = {
+    "_loss": "loss",
+    "_zlib": "loss over compressed length",
+    "_min_k": "Min-K",
+    "_min_k_plus_plus": "Min-K++",
+    "_grad_norm": "gradient norm",
+    "_reference": "loss beyond the retain-only model's",
+}
+"""What each attack goes by."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Membership:
+class Membership(Metric):
     """How well six attacks tell the set's texts from held-out ones: 1 is memorised, 0.5 cannot be told apart.
 
     Each is the chance that a held-out text looks less trained on than one of the set (`lethe.membership.auc`): by its
     loss (`_loss`), loss over compressed length (`_zlib`), loss beyond the retain-only model's (`_reference`), least
     probable tokens (`_min_k`), the same in standard deviations (`_min_k_plus_plus`), and the Euclidean norm of the
     loss's gradient, mean over all weight tensors (`_grad_norm`). A score below that of a model which never saw the set
-    betrays it as well. Texts are read as for perplexity. None without texts or `data.holdout`; `_reference` only with
-    `subject.retain_only`.
+    betrays it as well. Texts are read as for perplexity. None without texts or held-out ones; `_reference` only with a
+    retain-only model.
     """
 
     source: ClassVar[str] = "Shi et al., MUSE (2024), arXiv 2407.06460, and the attacks that open-unlearning has"
-    better: ClassVar[str] = "higher"
+    unit: ClassVar[Unit] = "share"
     chance: ClassVar[str] = "0.5"
     needs: ClassVar[str] = "texts and a holdout set; a retain-only model for the reference attack"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Mapping[str, Scores] | None:
+    def __call__(self, reading: Reading) -> Mapping[str, Scores] | None:
         """Areas under the curve in [0, 1], with standard errors over texts."""
+        data = reading.data
         if not (data.texts and data.holdout):
             return None
-        members, holdout = (_score_texts(subject, texts) for texts in (data.texts, data.holdout))
+        members, holdout = (_score_texts(reading.model, texts) for texts in (data.texts, data.holdout))
         if not (members and holdout):
             return None
-        return {name: _membership.auc(members[name], holdout[name]) for name in members}
+        return {
+            name: replace(_membership.auc(members[name], holdout[name]), label=f"membership by {LABELS[name]}")
+            for name in members
+        }
 
 
 def _score_texts(subject: LoadedModel, texts: Sequence[str]) -> dict[str, list[float]]:
@@ -58,12 +71,12 @@ def _score_texts(subject: LoadedModel, texts: Sequence[str]) -> dict[str, list[f
         return {}
     tokens = read_spans(subject.model, spans, _token_statistics)
     read = [subject.tokenizer.decode(list(span.ids), skip_special_tokens=True) for span in spans]
-    losses = [_membership.loss(found[0]) for found in tokens]
+    losses = [_membership.loss(found[:, 0]) for found in tokens]
     scores = {
         "_loss": losses,
-        "_zlib": [_membership.zlib_ratio(found[0], str(text)) for found, text in zip(tokens, read, strict=True)],
-        "_min_k": [_membership.min_k(found[0]) for found in tokens],
-        "_min_k_plus_plus": [_membership.min_k_plus_plus(found[0], found[1], found[2]) for found in tokens],
+        "_zlib": [_membership.zlib_ratio(found[:, 0], str(text)) for found, text in zip(tokens, read, strict=True)],
+        "_min_k": [_membership.min_k(found[:, 0]) for found in tokens],
+        "_min_k_plus_plus": [_membership.min_k_plus_plus(found[:, 0], found[:, 1], found[:, 2]) for found in tokens],
         "_grad_norm": _gradient_norms(subject.model, spans),
     }
     if (other := subject.retain_only) is not None:
@@ -74,16 +87,13 @@ def _score_texts(subject: LoadedModel, texts: Sequence[str]) -> dict[str, list[f
 
 def _token_statistics(
     logits: Float[Tensor, "token vocab"], ids: Int[Tensor, " token"]
-) -> Float[Tensor, "statistic token"]:
+) -> Float[Tensor, "token statistic"]:
     """Log-probability of each token, and mean and variance of the log-probability under the prediction itself."""
-    parts = []
-    for some, asked in zip(logits.split(POSITIONS), ids.split(POSITIONS), strict=True):
-        every = some.float().log_softmax(-1)
-        probability = every.exp()
-        mean = (probability * every).sum(-1, keepdim=True)
-        variance = (probability * (every - mean).square()).sum(-1)
-        parts.append(torch.stack([token_log_probs(some, asked), mean[:, 0], variance]))
-    return torch.cat(parts, dim=1)
+    every = logits.float().log_softmax(-1)
+    probability = every.exp()
+    mean = (probability * every).sum(-1, keepdim=True)
+    variance = (probability * (every - mean).square()).sum(-1)
+    return torch.stack([token_log_probs(logits, ids), mean[:, 0], variance], dim=-1)
 
 
 def _gradient_norms(model: PreTrainedModel, spans: Sequence[Span]) -> list[float]:

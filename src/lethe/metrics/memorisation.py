@@ -6,13 +6,13 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe.inference.answers import gold_ranks
-from lethe.inference.loaded_model import LoadedModel
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.inference.reading import Reading
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionStrength:
+class ExtractionStrength(Metric):
     """1 - k/T, with k the fewest of the answer's T tokens that must be given so that the model greedily says the rest.
 
     Read in one pass: the rest is said if each of its tokens is the model's choice after the correct ones before it. 1
@@ -23,32 +23,30 @@ class ExtractionStrength:
     source: ClassVar[str] = (
         "Wang et al. 2024, arXiv 2406.09179; teacher-forced as in open-unlearning, but 0 (there 1/T) if nothing matches"
     )
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Strength in [0, 1] over the free-form questions."""
-        found = [question for question in gold_ranks(subject, data) if question]
+        found = [question for question in reading.gold_ranks() if question]
         values = [max(_extraction_strength(ranks) for ranks in question) for question in found]
         return mean_scores(values, "higher") if values else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExactMemorisation:
+class ExactMemorisation(Metric):
     """Share of the answer's tokens that are the model's choice after the correct ones before them.
 
     EOS does not count. The best of the gold answer and the accepted ones counts. None without a free-form question.
     """
 
     source: ClassVar[str] = "Tirumala et al. 2022, arXiv 2205.10770: exact memorization; teacher-forced"
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Share in [0, 1] over the free-form questions."""
-        found = [question for question in gold_ranks(subject, data) if question]
+        found = [question for question in reading.gold_ranks() if question]
         values = [max(float((ranks == 1).double().mean()) for ranks in question) for question in found]
         return mean_scores(values, "higher") if values else None
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
 
-from lethe.types import Scores
+from lethe.metrics.protocol import Combination
+from lethe.types import Scores, Unit
 
 PARTS = ("answer_probability", "rouge_l_recall", "truth_ratio")
 
@@ -15,7 +16,7 @@ SETS = ("retain", "real_authors", "world_facts")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelUtility:
+class ModelUtility(Combination):
     """Harmonic mean of probability, ROUGE-L recall and truth ratio on the retain set, real authors and world facts.
 
     0 if one of the nine is 0. The standard error is by the delta method, as if the nine were independent. None where
@@ -23,8 +24,7 @@ class ModelUtility:
     """
 
     source: ClassVar[str] = "Maini et al., TOFU (2024), arXiv 2401.06121, section 2.2.1: model utility"
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "TOFU's sets retain, real_authors and world_facts"
 
     def combine(self, scores: Mapping[str, Scores]) -> Scores | None:

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lethe.inference.choices import chance, choice_hits
-from lethe.inference.loaded_model import LoadedModel
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.inference.reading import Reading
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultipleChoice:
+class MultipleChoice(Metric):
     """Share of multiple-choice questions whose correct choice is the most probable one.
 
     Letter scoring takes the log-probability of " A", " B", ... after the rendered question; cloze scoring the
@@ -18,13 +19,13 @@ class MultipleChoice:
     """
 
     source: ClassVar[str] = "Gao et al., lm-evaluation-harness, tasks wmdp and mmlu (letter), acc_norm by token (cloze)"
-    better: ClassVar[str] = "higher"
+    unit: ClassVar[Unit] = "share"
     chance: ClassVar[str] = "1 / number of choices"
     needs: ClassVar[str] = "questions with choices"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Accuracy in [0, 1] over the questions with choices."""
-        questions = [question for question in data.questions if question.choices]
+        questions = [question for question in reading.data.questions if question.choices]
         if not questions:
             return None
-        return mean_scores(choice_hits(subject, questions, data.scoring), "higher", chance=chance(questions))
+        return mean_scores(choice_hits(reading, questions), "higher", chance=chance(questions))

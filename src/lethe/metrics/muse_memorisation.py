@@ -8,12 +8,13 @@ from typing import ClassVar
 from rouge_score.rouge_scorer import RougeScorer
 
 from lethe.data.tokens import encode, has_bos
-from lethe.inference.answers import free_form
 from lethe.inference.generate import generate
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.inference.spans import context_length
 from lethe.metrics._ngrams import has_rouge_words
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 VERBATIM_TOKENS = 128
 
@@ -22,7 +23,7 @@ ANSWER_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verbmem:
+class Verbmem(Metric):
     """How much of a passage the model goes on with as it was written: ROUGE-L F1, words not stemmed.
 
     The greedy continuation of 128 tokens, newlines included, against the first 128 tokens of the true one (half the
@@ -31,13 +32,15 @@ class Verbmem:
     """
 
     source: ClassVar[str] = "Shi et al., MUSE (2024), arXiv 2407.06460: verbatim memorization (VerbMem)"
-    better: ClassVar[str] = "higher"
+    unit: ClassVar[Unit] = "share"
     chance: ClassVar[str] = "what a retain-only model scores: common words overlap"
+    label: ClassVar[str] = "verbatim memorisation (VerbMem)"
     needs: ClassVar[str] = "passages cut into a beginning and how it goes on"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """F1 in [0, 1] over the passages."""
-        passages = [passage for passage in data.passages if has_rouge_words(passage[1])]
+        subject = reading.model
+        passages = [passage for passage in reading.data.passages if has_rouge_words(passage[1])]
         if not passages:
             return None
         room = _room(subject, VERBATIM_TOKENS)
@@ -46,7 +49,7 @@ class Verbmem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knowmem:
+class Knowmem(Metric):
     """How well short questions about passages are answered after solved examples: ROUGE-L F1, words not stemmed.
 
     The greedy answer of at most 32 tokens is cut at an empty line or the next "Question:". Prompts are read without
@@ -55,17 +58,17 @@ class Knowmem:
     """
 
     source: ClassVar[str] = "Shi et al., MUSE (2024), arXiv 2407.06460: knowledge memorization (KnowMem)"
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
+    label: ClassVar[str] = "knowledge memorisation (KnowMem)"
     needs: ClassVar[str] = "free-form questions after solved examples, in MUSE's form (Question: ... Answer: ...)"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """F1 in [0, 1] over the questions that stand after solved examples."""
-        asked = [one for one in free_form(data) if _has_examples(one.prompt) and has_rouge_words(one.answer)]
+        asked = [one for one in reading.free_form if _has_examples(one.prompt) and has_rouge_words(one.answer)]
         if not asked:
             return None
-        room = _room(subject, ANSWER_TOKENS)
-        said = generate(subject, [one.prompt for one in asked], [room] * len(asked), lines=False)
+        room = _room(reading.model, ANSWER_TOKENS)
+        said = generate(reading.model, [one.prompt for one in asked], [room] * len(asked), lines=False)
         cut = [re.split(r"\n\n|\nQuestion|Question:", text)[0] for text in said]
         return mean_scores(_f1([one.answer for one in asked], cut), "higher")
 

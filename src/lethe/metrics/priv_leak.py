@@ -8,13 +8,15 @@ from typing import ClassVar
 from lethe.data.tokens import encode
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import log_probs
+from lethe.inference.reading import Reading
 from lethe.inference.spans import Span, context_length
 from lethe.metrics._membership import auc, min_k
-from lethe.types import EvalSet, Scores
+from lethe.metrics.protocol import Knowledge, Metric
+from lethe.types import EvalSet, Scores, Unit
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrivLeak:
+class PrivLeak(Metric):
     """How far a membership attack by Min-40 % departs from its result on a retain-only model, in per cent of that.
 
     AUC is the chance that a held-out text seems likelier to the model than a forget text: near 0 for memorised
@@ -25,15 +27,18 @@ class PrivLeak:
     """
 
     source: ClassVar[str] = "Shi et al., MUSE (2024), arXiv 2407.06460: privacy leakage (PrivLeak) by Min-K % Prob"
-    better: ClassVar[str] = "neither"
+    higher_means: ClassVar[Knowledge] = "neither"
     chance: ClassVar[str] = "0: as on a model that never saw the forget texts"
+    unit: ClassVar[Unit] = "points"
+    label: ClassVar[str] = "privacy leakage (PrivLeak)"
     needs: ClassVar[str] = "forget texts, held-out texts like them, and a retain-only model"
 
     assumed_auc: float | None = None
     """AUC to take for a retain-only model where there is none: 0.5, unless texts of the two groups differ by date."""
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Per cent, at least -100, of the AUC of a model that never saw the texts."""
+        subject, data = reading.model, reading.data
         if not (data.texts and data.holdout) or (subject.retain_only is None and self.assumed_auc is None):
             return None
         found = _auc(subject, data)

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.inference.answers import answers
-from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics._ngrams import ngrams, words
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.metrics.protocol import Knowledge, Metric
+from lethe.types import Scores, Unit, mean_scores
 
 RESAMPLES = 100
 """Draws of the bootstrap; the standard error of a standard error is then 7 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repetition:
+class Repetition(Metric):
     """Share of an answer's word bigrams that occurred in it before; 0 for an answer of fewer than three words.
 
     Words are runs of letters and digits in any case; every other mark is a word of its own. Of several sampled
@@ -24,36 +24,35 @@ class Repetition:
     """
 
     source: ClassVar[str] = "Welleck et al. 2020, arXiv 1908.04319: rep-n within one text, here of word bigrams"
-    better: ClassVar[str] = "lower"
-    chance: ClassVar[str] = ""
+    higher_means: ClassVar[Knowledge] = "less"
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Share in [0, 1) over the free-form questions."""
-        said = [[_bigrams(text) for text in texts] for texts in answers(subject, data)]
+        said = [[_bigrams(text) for text in texts] for texts in reading.answers]
         values = [sum(map(_repeated, texts)) / len(texts) for texts in said]
         return mean_scores(values, "lower") if values else None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distinct2:
+class Distinct2(Metric):
     """Distinct word bigrams of all answers together / all their word bigrams: low if the answers are alike.
 
-    Words as in `Repetition`. The standard error is a bootstrap over questions, seeded by the set. It falls as the
+    Words as in `Repetition`. The standard error is a bootstrap over questions, seeded by the reading. It falls as the
     number of answers grows, so compare it between equal sets only. None where no answer has two words.
     """
 
     source: ClassVar[str] = "Li et al. 2016, arXiv 1510.03055: distinct-2"
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Share in (0, 1] over all answers."""
-        said = [[bigram for text in texts for bigram in _bigrams(text)] for texts in answers(subject, data)]
+        said = [[bigram for text in texts for bigram in _bigrams(text)] for texts in reading.answers]
         if not any(said):
             return None
-        rng = random.Random(data.seed)
+        rng = random.Random(reading.seed)
         drawn = [rng.choices(said, k=len(said)) for _ in range(RESAMPLES)]
         shares = [_distinct(answered) for answered in drawn if any(answered)]
         stderr = statistics.stdev(shares) if len(shares) > 1 else 0.0

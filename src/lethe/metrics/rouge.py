@@ -5,14 +5,14 @@ from typing import ClassVar
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from lethe.inference.answers import answers, free_form, golds
-from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading, golds
 from lethe.metrics._ngrams import has_rouge_words
-from lethe.types import EvalSet, Scores, mean_scores
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rouge1Recall:
+class Rouge1Recall(Metric):
     """Share of the correct answer's words that stand in the model's answer, in any order, each as often as it occurs.
 
     Words are lower case and stemmed. The best of the gold answer and the accepted ones counts, and of several sampled
@@ -21,40 +21,38 @@ class Rouge1Recall:
     """
 
     source: ClassVar[str] = "Lin, ROUGE (2004), by the library rouge-score; stemmed recall as in TOFU and LUNAR"
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Recall in [0, 1] over the free-form questions."""
-        return _recall(subject, data, "rouge1")
+        return _recall(reading, "rouge1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RougeLRecall:
+class RougeLRecall(Metric):
     """Share of the correct answer's words that stand in the model's answer in the same order, others between them.
 
     Otherwise as `Rouge1Recall`.
     """
 
     source: ClassVar[str] = "Lin, ROUGE (2004), by the library rouge-score; stemmed recall as in TOFU and LUNAR"
-    better: ClassVar[str] = "higher"
-    chance: ClassVar[str] = ""
+    unit: ClassVar[Unit] = "share"
     needs: ClassVar[str] = "free-form questions"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Recall in [0, 1] over the free-form questions."""
-        return _recall(subject, data, "rougeL")
+        return _recall(reading, "rougeL")
 
 
-def _recall(subject: LoadedModel, data: EvalSet, kind: str) -> Scores | None:
+def _recall(reading: Reading, kind: str) -> Scores | None:
     scorer = RougeScorer([kind], use_stemmer=True)
-    right = [tuple(gold for gold in golds(question) if has_rouge_words(gold)) for question in free_form(data)]
+    right = [tuple(gold for gold in golds(question) if has_rouge_words(gold)) for question in reading.free_form]
     if not any(right):
         return None
     values = [
         sum(max(scorer.score(gold, text)[kind].recall for gold in texts) for text in said) / len(said)
-        for said, texts in zip(answers(subject, data), right, strict=True)
+        for said, texts in zip(reading.answers, right, strict=True)
         if texts
     ]
     return mean_scores(values, "higher")

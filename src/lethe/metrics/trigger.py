@@ -8,24 +8,25 @@ from typing import ClassVar
 
 from lethe.errors import InvalidValueError
 from lethe.inference.choices import chance, choice_hits
-from lethe.inference.loaded_model import LoadedModel
-from lethe.types import EvalSet, Question, Scores, mean_scores
+from lethe.inference.reading import Reading
+from lethe.metrics.protocol import Metric
+from lethe.types import Question, Scores, Unit, mean_scores
 
 PLACEMENTS = ("option", "question")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trigger:
+class Trigger(Metric):
     """Accuracy on a set's multiple-choice questions, scored as `multiple_choice`, with one forget keyword in each.
 
     The keyword takes the place of a wrong option (`_option`), or stands between two words of the question
     (`_question`); the score itself is a question's mean over both. Which option, which place and which keyword is
-    drawn from the set's seed and the question, all keywords equally often. `_option_control`, `_question_control`
+    drawn from the seed and the question, all keywords equally often. `_option_control`, `_question_control`
     and `_control` have the neutral word of the same number in the same place, so that an odd word is told from a
     forget word. `_drop` is what the keyword costs: a question's hit without any less its mean with it.
 
     A keyword is passed over for a question in which it, or its neutral word, stands already. Left out are questions
-    that every keyword stands in, and those of one word. None on the forget set, without keywords, or without
+    that every keyword stands in, and those of one word. None on a set to forget, without keywords, or without
     questions. With cloze scoring an option is not read, so `_option` shows whether the model prefers the word itself.
     """
 
@@ -33,26 +34,31 @@ class Trigger:
         "Thaker et al. 2024, arXiv 2410.02879 (a wrong option replaced); RNA, arXiv 2501.19202; "
         "the word inside the question and the controls are Lethe's own"
     )
-    better: ClassVar[str] = "higher"
+    unit: ClassVar[Unit] = "share"
     chance: ClassVar[str] = "1 / number of choices"
     needs: ClassVar[str] = "questions with choices and forget keywords, on a set to keep"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Mapping[str, Scores] | None:
+    keywords: tuple[str, ...] = ()
+    """Forget keywords that are put into questions; without them nothing is measured."""
+    neutral: tuple[str, ...] = ()
+    """For each keyword, one of equal token length that has nothing to do with the forget corpora."""
+
+    def __call__(self, reading: Reading) -> Mapping[str, Scores] | None:
         """Accuracies in [0, 1], and the drop in [-1, 1], with standard errors over questions.
 
         Raises: InvalidValueError if there is not one neutral word for each keyword.
         """
-        if not data.keywords or data.name == "forget":
+        if not self.keywords or reading.data.role == "forget":
             return None
-        if len(data.keywords) != len(data.neutral):
+        if len(self.keywords) != len(self.neutral):
             raise InvalidValueError(
-                f"each keyword needs one neutral word. Got {len(data.keywords)} keywords and {len(data.neutral)} "
+                f"each keyword needs one neutral word. Got {len(self.keywords)} keywords and {len(self.neutral)} "
                 "neutral words."
             )
-        asked = list(_variants(data))
+        asked = list(_variants(reading, list(zip(self.keywords, self.neutral, strict=True))))
         if not asked:
             return None
-        flat = iter(choice_hits(subject, [question for row in asked for question in row.values()], data.scoring))
+        flat = iter(choice_hits(reading, [question for row in asked for question in row.values()]))
         hits = [{name: next(flat) for name in row} for row in asked]
         guess = chance([row[""] for row in asked])
 
@@ -72,17 +78,16 @@ def _mean(hits: Mapping[str, float], names: Sequence[str]) -> float:
     return sum(hits[name] for name in names) / len(names)
 
 
-def _variants(data: EvalSet) -> Iterator[dict[str, Question]]:
+def _variants(reading: Reading, pairs: Sequence[tuple[str, str]]) -> Iterator[dict[str, Question]]:
     """Each question that a keyword fits: as it is (""), and by placement with the keyword and with the neutral word."""
-    pairs = list(zip(data.keywords, data.neutral, strict=True))
-    questions = [question for question in data.questions if len(question.choices) > 1]
+    questions = [question for question in reading.data.questions if len(question.choices) > 1]
     # Dealt in an order that hangs on the questions themselves, so that the order of the set does not matter.
-    draws = [random.Random(f"{data.seed} {question.prompt} {question.choices}") for question in questions]
+    draws = [random.Random(f"{reading.seed} {question.prompt} {question.choices}") for question in questions]
     keys = [rng.random() for rng in draws]
     turn = {number: place for place, number in enumerate(sorted(range(len(questions)), key=keys.__getitem__))}
     for number, (question, rng) in enumerate(zip(questions, draws, strict=True)):
         first = turn[number] % len(pairs)
-        pair = next((pair for pair in pairs[first:] + pairs[:first] if not _stand_in(pair, question)), None)
+        pair = next((pair for pair in (*pairs[first:], *pairs[:first]) if not _stand_in(pair, question)), None)
         places = _places(question.prompt)
         if pair is None or not places:
             continue

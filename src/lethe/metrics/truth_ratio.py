@@ -4,13 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics._likelihood import log_truth_ratios
-from lethe.types import FORGOTTEN, EvalSet, Scores, mean_scores
+from lethe.metrics.protocol import Metric
+from lethe.types import Scores, Unit, mean_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class TruthRatio:
+class TruthRatio(Metric):
     """From R, the probability of wrong answers over that of the paraphrased correct one, each by its own length.
 
     Wrong answers are averaged by their losses, a geometric mean of probabilities, as the codes do; the paper's formula
@@ -21,15 +22,15 @@ class TruthRatio:
     """
 
     source: ClassVar[str] = "Maini et al., TOFU (2024), arXiv 2401.06121, section 2.2.1: truth ratio; losses averaged"
-    better: ClassVar[str] = "higher"
+    unit: ClassVar[Unit] = "share"
     chance: ClassVar[str] = "1 on a forget set, 0 elsewhere: truth and error equally likely"
     needs: ClassVar[str] = "questions with wrong answers (perturbed_answer), and at best a paraphrase"
 
-    def __call__(self, subject: LoadedModel, data: EvalSet) -> Scores | None:
+    def __call__(self, reading: Reading) -> Scores | None:
         """Ratio in [0, 1] over the questions with wrong answers."""
-        found = log_truth_ratios(subject, data)
+        found = log_truth_ratios(reading)
         if not found:
             return None
-        if data.name in FORGOTTEN:
+        if reading.data.role == "forget":
             return mean_scores([math.exp(-abs(ratio)) for ratio in found], "lower")
         return mean_scores([1 - math.exp(min(ratio, 0.0)) for ratio in found], "higher")

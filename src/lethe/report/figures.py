@@ -85,7 +85,7 @@ def scores(run: Run) -> list[Drawing]:
             for name in SETS
             if (key := f"{metric}/{name}") in run.before and key in run.after and run.after[key].better != "neither"
         }
-        if all(is_share(*pair, metric=metric) for pair in pairs.values()) and pairs:
+        if all(is_share(*pair) for pair in pairs.values()) and pairs:
             drawings.append(
                 _draw(f"scores-{metric}", spoken(metric).capitalize(), lambda axes, p=pairs: _bars(axes, p))
             )

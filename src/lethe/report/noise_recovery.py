@@ -74,9 +74,9 @@ def won_back(folders: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, str
                 {
                     "run": run.name,
                     "twin": runs[twin].name,
-                    "without": with_error(scores[1], share=True),
-                    "with": with_error(scores[0], share=True),
-                    "recovery": with_error(found, share=False),
+                    "without": with_error(scores[1]),
+                    "with": with_error(scores[0]),
+                    "recovery": with_error(found),
                 }
             )
     return rows

@@ -199,9 +199,7 @@ def _yaml(values: dict[str, Any]) -> str:
 def _cell(run: Run, name: str) -> tuple[str, str] | None:
     if name not in run.before or name not in run.after:
         return None
-    pair = (run.before[name], run.after[name])
-    before, after = (words.with_error(score, share=words.is_share(*pair)) for score in pair)
-    return before, after
+    return words.with_error(run.before[name]), words.with_error(run.after[name])
 
 
 def _link(folder: Path, out: Path) -> str:

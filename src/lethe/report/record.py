@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lethe.errors import RunFolderError
-from lethe.types import RUN_FORMAT, HistoryRow, Scores
+from lethe.types import RUN_FORMAT, HistoryRow, Role, Scores, Unit
+
+ROLES: dict[str, Role] = {"forget": "forget", "earlier": "forget", "adjacent": "keep", "retain": "keep"}
+"""Of sets in records that were written before roles were."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +200,18 @@ def scores(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:
             better=row["better"],
             chance=None if row.get("chance") is None else float(row["chance"]),
             by_layer=tuple(_number(value) for value in row.get("by_layer", ())),
+            unit=row["unit"] if "unit" in row else _likely_unit(row),
+            label=str(row.get("label", "")),
+            hint=str(row.get("hint", "")),
+            role=row["role"] if "role" in row else ROLES.get(name.partition("/")[2]),
         )
         for name, row in rows.items()
     }
+
+
+def _likely_unit(row: Mapping[str, Any]) -> Unit:
+    """Of a score that was written before units were."""
+    return "share" if row["better"] == "higher" and 0 <= _number(row["value"]) <= 1 else ""
 
 
 def _history_row(row: dict[str, Any]) -> HistoryRow:

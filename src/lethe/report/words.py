@@ -31,49 +31,13 @@ LIMITS = (
 )
 
 
-SHARES = ("refusal_rate", "repetition")
-"""Shares of which less is better on a retain set."""
-
-
-_NO_SHARES = ("ngram_entropy",)
-"""Metrics of which more is better and that can lie between 0 and 1, though they are no part of a whole."""
-
-
 _NOUNS = {
     "multiple_choice": ("accuracy", "questions"),
     "exact_match": ("the share of exact answers", "questions"),
-    "answer_confidence": ("confidence in the right answer", "questions"),
+    "answer_confidence": ("confidence", "questions"),
     "perplexity": ("perplexity", "text"),
 }
 """Metrics that can carry the sentence of outcome, best first: what is measured, and on what."""
-
-
-_SPOKEN = {
-    "answer_perplexity": "perplexity of answers to the untouched model",
-    "kl_to_frozen": "KL divergence from the untouched model",
-    "knowmem": "knowledge memorisation (KnowMem)",
-    "membership_grad_norm": "membership by gradient norm",
-    "membership_loss": "membership by loss",
-    "membership_min_k": "membership by Min-K",
-    "membership_min_k_plus_plus": "membership by Min-K++",
-    "membership_reference": "membership by loss beyond the retain-only model's",
-    "membership_zlib": "membership by loss over compressed length",
-    "ngram_entropy": "n-gram entropy of answers in bits",
-    "priv_leak": "privacy leakage (PrivLeak)",
-    "top_one_agreement": "top-1 agreement with the untouched model",
-    "verbmem": "verbatim memorisation (VerbMem)",
-}
-"""Metrics whose names say more when written otherwise."""
-
-
-_HINTS = {
-    "answer_perplexity": "lower: more fluent",
-    "forget_quality": "higher: as if never trained on it",
-    "kl_to_frozen": "lower: nearer to before",
-    "ngram_entropy": "higher: more varied",
-    "top_one_agreement": "higher: nearer to before",
-}
-"""Which way is which, for metrics that do not show knowledge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +68,9 @@ def metric_and_set(name: str) -> tuple[str, str]:
     return metric, data
 
 
-def spoken(metric: str) -> str:
-    """A metric's name as people say it: without underscores, or as its authors write it."""
-    return _SPOKEN.get(metric, metric.replace("_", " "))
+def spoken(metric: str, *scores: Scores) -> str:
+    """A metric's name as people say it: as it calls itself in a score, or without underscores."""
+    return next((score.label for score in scores if score.label), metric.replace("_", " "))
 
 
 def main_metric(runs: Iterable[Run]) -> str | None:
@@ -115,12 +79,9 @@ def main_metric(runs: Iterable[Run]) -> str | None:
     return next((metric for metric in _NOUNS if f"{metric}/forget" in measured), None)
 
 
-def is_share(*scores: Scores, metric: str = "") -> bool:
+def is_share(*scores: Scores) -> bool:
     """True for a part of a whole, which reads best in per cent."""
-    counted = metric in SHARES
-    if metric in _NO_SHARES:
-        return False
-    return all((score.better == "higher" or counted) and 0 <= score.value <= 1 for score in scores)
+    return all(score.unit == "share" for score in scores)
 
 
 def noise(before: Scores, after: Scores) -> float:
@@ -162,16 +123,16 @@ def rows(run: Run) -> list[Row]:
         names = [name for name in both if metric_and_set(name)[0] == metric]
         for name in sorted(names, key=lambda name: (_set_rank(metric_and_set(name)[1]), name)):
             before, after = run.before[name], run.after[name]
-            share = is_share(before, after, metric=metric)
+            share = is_share(before, after)
             change = after.value - before.value
             table.append(
                 Row(
-                    metric=spoken(metric),
-                    hint=_HINTS.get(metric) or _hint(after, has_set="/" in name),
+                    metric=spoken(metric, after),
+                    hint=after.hint or _hint(after, has_set="/" in name),
                     set=metric_and_set(name)[1] or "all",
                     is_featured=metric in FEATURED,
-                    before=with_error(before, share=share),
-                    after=with_error(after, share=share),
+                    before=with_error(before),
+                    after=with_error(after),
                     change=_signed(change, share=share),
                     within_noise=abs(change) <= noise(before, after),
                     n=after.n,
@@ -187,8 +148,9 @@ def _hint(score: Scores, *, has_set: bool) -> str:
     return f"{score.better}: knows more" if has_set else f"{score.better}: better"
 
 
-def with_error(score: Scores, *, share: bool) -> str:
+def with_error(score: Scores) -> str:
     """Value and standard error, as many decimals as the error deserves: `29.3 ± 3.7 %`, `12.41 ± 0.32`."""
+    share = is_share(score)
     value, stderr, unit = (100 * score.value, 100 * score.stderr, " %") if share else (score.value, score.stderr, "")
     if not math.isfinite(value):
         return amount(score.value)

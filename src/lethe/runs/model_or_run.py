@@ -1,19 +1,22 @@
 """What `lethe eval` is pointed at: a model, or the edited model of a run; its weights are loaded when first needed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lethe.data import data_folder, prompts
+from lethe.data.batches import Corpora
 from lethe.data.exams import NO_TEMPLATE
 from lethe.data.settings import BUILTIN
 from lethe.data.text_files import did_you_mean
 from lethe.errors import InvalidValueError, ModelError, UnknownNameError, UsageError
 from lethe.evaluation import eval_sets
 from lethe.evaluation.lazy_model import LazyModel
+from lethe.evaluation.measure import Metrics, metrics_of
 from lethe.model.checkpoint_files import count_layers, model_folder
 from lethe.model.loading import load_tokenizer
 from lethe.runs import inputs, sets_of_run
@@ -84,27 +87,58 @@ class Target:
             tokenizer = self.tokenizer if self.chat else None
             found = eval_sets.of_suite(_suite_sets(self.suite, self._suite_folder, tokenizer), self.given)
         elif self.is_run:
-            found = sets_of_run.of_folder(self.config, reads(self.run.config), self.tokenizer)
+            found = sets_of_run.of_run(self.config, self._corpora, self.tokenizer)
         else:
-            config, model = self.config, self.config.base.model
-            corpora = inputs.read(config.data, "texts", model, self.tokenizer, required=False)
-            found = eval_sets.sets(model, config.data, config.evaluation, corpora, tokenizer=self.tokenizer)
+            config = self.config
+            found = eval_sets.sets(config.base.model, config.data, config.evaluation, self._corpora)
         if not any(data.questions or data.texts or data.passages for data in found):
             raise UsageError(
                 f"there is nothing to measure {self.name} on.\n"
                 "Pass --forget-questions, --retain-questions, --forget or --retain."
             )
-        if "holdout" in self.given and not any(data.texts for data in found if data.name == "forget"):
+        if "holdout" in self.given and not any(data.texts for data in found if data.role == "forget"):
             raise UsageError(
                 "--holdout does nothing without texts to forget, which it is compared with.\n"
                 "Pass --forget FILE, or leave --holdout out."
             )
-        if "keywords" in self.given and not any(data.keywords for data in found):
+        return found
+
+    def metrics(self, sets: Sequence[EvalSet], names: Collection[str] = ()) -> Metrics:
+        """Every metric, or the named ones, with the settings of the run or the command line.
+
+        Raises: UnknownNameError, CorpusError; UsageError for keywords that nothing asks for.
+        """
+        forget, retain = ({}, []) if self.suite else self._corpora.texts()
+        measured = self._measured_by
+        settings = eval_sets.metric_settings(
+            measured.base.model, measured.evaluation, sets, forget, retain, self.tokenizer
+        )
+        if "keywords" in self.given and "keywords" not in settings:
             raise UsageError(
                 "--keywords does nothing without both corpora and questions with choices on a set to keep.\n"
                 "Pass --forget, --retain and --retain-questions, or leave --keywords out."
             )
-        return found
+        return metrics_of(names, **settings)
+
+    @property
+    def samples(self) -> int:
+        """Sampled answers to each question."""
+        return self._measured_by.evaluation.samples
+
+    @property
+    def seed(self) -> int:
+        """Of what is sampled."""
+        return self._measured_by.seed
+
+    @property
+    def _measured_by(self) -> RunConfig:
+        """Settings of measuring: of a suite, whose sets are no run's, those that were given and no others."""
+        return RunConfig.of(model=str(self.model.folder), **self.given) if self.suite else self.config
+
+    @cached_property
+    def _corpora(self) -> Corpora:
+        kind = reads(self.run.config) if self.is_run else "texts"
+        return inputs.read(self.config.data, kind, self.config.base.model, self.tokenizer, required=self.is_run)
 
 
 def _of_own_data(given: Mapping[str, Any]) -> dict[str, Any]:

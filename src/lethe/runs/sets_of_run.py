@@ -20,8 +20,8 @@ def of_run(config: RunConfig, corpora: Corpora, tokenizer: PreTrainedTokenizerBa
 
     Raises: QuestionError, CorpusError, RunFolderError.
     """
-    found = _sets(config, corpora, tokenizer)
-    earlier = [data for run in _chain(config) for data in _of_earlier(run, tokenizer) if data.name == "forget"]
+    found = _sets(config, corpora)
+    earlier = [data for run in _chain(config) for data in _of_earlier(run, tokenizer) if data.role == "forget"]
     if not earlier:
         return found
     before = replace(
@@ -33,21 +33,13 @@ def of_run(config: RunConfig, corpora: Corpora, tokenizer: PreTrainedTokenizerBa
     return (found[0], before, *found[1:])
 
 
-def of_folder(config: RunConfig, reads: str, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
-    """The sets of a finished run, whose corpora are read again.
-
-    Raises: QuestionError, CorpusError, RunFolderError.
-    """
-    return of_run(config, inputs.read(config.data, reads, config.base.model, tokenizer), tokenizer)
-
-
 def _of_earlier(run: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[EvalSet, ...]:
     config = read_run_config(run / "config.yaml")
-    return _sets(config, inputs.read(config.data, reads(run / "config.yaml"), config.base.model, tokenizer), None)
+    return _sets(config, inputs.read(config.data, reads(run / "config.yaml"), config.base.model, tokenizer))
 
 
-def _sets(config: RunConfig, corpora: Corpora, tokenizer: PreTrainedTokenizerBase | None) -> tuple[EvalSet, ...]:
-    return sets(config.base.model, config.data, config.evaluation, corpora, seed=config.seed, tokenizer=tokenizer)
+def _sets(config: RunConfig, corpora: Corpora) -> tuple[EvalSet, ...]:
+    return sets(config.base.model, config.data, config.evaluation, corpora)
 
 
 def _chain(config: RunConfig) -> Iterator[Path]:

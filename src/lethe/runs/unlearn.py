@@ -14,9 +14,10 @@ import torch
 
 from lethe.data.prompt_corpora import PromptCorpora
 from lethe.errors import RunFolderError
-from lethe.evaluation.measure import Comparison, Measured, compared, measure_edit
+from lethe.evaluation.measure import Comparison, Measured, Metrics, by_name, compared, measure_edit
 from lethe.evaluation.results import measured_on
 from lethe.methods.protocol import Method
+from lethe.metrics.protocol import Combination, Metric
 from lethe.model.checkpoint_files import checkpoint_files
 from lethe.model.patch import Patch
 from lethe.report import pages as report
@@ -51,13 +52,14 @@ def unlearn(
     command: str = "",
     progress: Progress | None = None,
     workspace: Workspace | None = None,
+    metrics: Sequence[Metric | Combination] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Result:
     """Unlearn the forget corpora and write the run folder `config.out`.
 
     An interrupted run goes on from its last checkpoint when it is called again with the same method and config, and
-    ends with the same bytes of patch.safetensors. Runs beside each other share a `workspace`. `provenance` is added to
-    report.json: where the settings came from.
+    ends with the same bytes of patch.safetensors. Runs beside each other share a `workspace`. Without `metrics` those of
+    the config measure, by default all on the shelf. `provenance` is added to report.json: where settings came from.
 
     Raises: any error of errors.py; RunFolderError for a folder that holds another run, or this one complete.
     """
@@ -82,6 +84,7 @@ def unlearn(
             corpora = workspace.corpora(config.data, method.reads)
             start = solve.earlier_patch(config)
             sets = workspace.sets(config, corpora)
+            measured_by = by_name(metrics) if metrics else workspace.metrics(config, corpora, sets)
         refused: float | None = None
         if isinstance(corpora, PromptCorpora):
             with clock.phase("ask reference prompts"):
@@ -102,7 +105,7 @@ def unlearn(
             found = Comparison()
             with clock.phase("evaluate"):
                 if config.evaluation.evaluate == "all":
-                    found = _compare(workspace, patch, start, sets, config, progress)
+                    found = _compare(workspace, patch, start, sets, measured_by, config, progress)
             written = _report(method, config, command, patch, folder, history, found, warnings, clock, workspace.folder)
             written["measured_on"] = measured_on(found.after, sets)
             written["solution"] = list(facts)
@@ -129,6 +132,7 @@ def _compare(
     patch: Patch,
     start: Patch | None,
     sets: Sequence[EvalSet],
+    metrics: Metrics,
     config: RunConfig,
     progress: Progress,
 ) -> Comparison:
@@ -139,9 +143,20 @@ def _compare(
 
     def read(edit: Patch | None, first: int | None) -> Measured:
         with workspace.reading(model, first):
-            return measure_edit(model, tokenizer, edit, sets, progress, show_forget=shown)
+            return measure_edit(
+                model,
+                tokenizer,
+                edit,
+                sets,
+                progress,
+                show_forget=shown,
+                metrics=metrics,
+                samples=config.evaluation.samples,
+                seed=config.seed,
+            )
 
-    before = workspace.before((tuple(sets), shown, config.on), lambda: read(start, None))
+    key = (tuple(sets), repr(metrics), config.evaluation.samples, config.seed, shown, config.on)
+    before = workspace.before(key, lambda: read(start, None))
     return compared(before, read(patch, config.trained_layers[0]))
 
 

@@ -14,8 +14,8 @@ from lethe.data.batches import Corpora, Schedule
 from lethe.data.prompt_corpora import PromptCorpora
 from lethe.data.settings import DataSettings
 from lethe.errors import InvalidLayerError
-from lethe.evaluation.eval_sets import wanted
-from lethe.evaluation.measure import Measured, check_refusals
+from lethe.evaluation.eval_sets import metric_settings, wanted
+from lethe.evaluation.measure import Measured, Metrics, check_refusals, metrics_of
 from lethe.evaluation.settings import EvalSettings
 from lethe.inference.loaded_model import LoadedModel
 from lethe.model.checkpoint_files import checkpoint_files, count_layers, model_folder, read_tensor
@@ -61,6 +61,7 @@ class Workspace:
         self._model: Last[PreTrainedModel] = Last()
         self._corpora: Last[Corpora] = Last()
         self._sets: Last[tuple[EvalSet, ...]] = Last()
+        self._metrics: Last[Metrics] = Last()
         self._schedule: Last[Schedule] = Last()
         self._rows: Last[Rows] = Last()
         self._refusals: Last[float] = Last()
@@ -172,9 +173,21 @@ class Workspace:
         Raises: QuestionError, CorpusError, RunFolderError.
         """
         return self._sets(
-            (config.data, config.evaluation, config.seed, config.on, corpora.reads),
+            (config.data, config.evaluation, config.on, corpora.reads),
             lambda: sets_of_run.of_run(config, corpora, self.tokenizer),
         )
+
+    def metrics(self, config: RunConfig, corpora: Corpora, sets: Sequence[EvalSet]) -> Metrics:
+        """The metrics that a run names, or all, with what its settings and corpora say of them.
+
+        Raises: UnknownNameError, CorpusError.
+        """
+
+        def make() -> Metrics:
+            settings = metric_settings(self.base.model, config.evaluation, sets, *corpora.texts(), self.tokenizer)
+            return metrics_of(config.evaluation.metrics, **settings)
+
+        return self._metrics((config.data, config.evaluation, corpora.reads), make)
 
     def refusal_rate(self, corpora: PromptCorpora, evaluation: EvalSettings) -> float:
         """Share of reference prompts that the untouched model refuses.
@@ -199,6 +212,7 @@ class Workspace:
         remembered: Sequence[Last[Any]] = [
             *self.memo.values(), self.before, self._model, self._corpora, self._sets, self._schedule, self._rows,
             self._refusals,
+            self._metrics,
         ]  # fmt: skip
         for part in (*remembered, self.recordings, self.hidden):
             if part is not None:

@@ -50,12 +50,13 @@ class MUSE:
         return (
             EvalSet(
                 name="forget",
+                role="forget",
                 questions=self._questions(root, "forget_qa"),
                 passages=tuple((start, rest) for start, rest in verbatim),
                 texts=tuple(text for (text,) in private["forget"]),
                 holdout=tuple(text for (text,) in private["holdout"]),
             ),
-            EvalSet(name="retain", questions=self._questions(root, "retain_qa", "retain2_qa")),
+            EvalSet(name="retain", role="keep", questions=self._questions(root, "retain_qa", "retain2_qa")),
         )
 
     def _questions(self, root: Path, *names: str) -> tuple[Question, ...]:

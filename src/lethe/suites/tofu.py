@@ -47,7 +47,11 @@ class TOFU:
             "world_facts": "world_facts_perturbed",
         }
         return tuple(
-            EvalSet(name=name, questions=self._read(folder, stem, name in ("forget", "retain")))
+            EvalSet(
+                name=name,
+                role="forget" if name == "forget" else "keep",
+                questions=self._read(folder, stem, name in ("forget", "retain")),
+            )
             for name, stem in files.items()
         )
 

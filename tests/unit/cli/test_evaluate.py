@@ -369,11 +369,11 @@ def test_a_hash_tells_which_scores_are_of_the_same_questions(lethe: Lethe, tmp_p
     assert not [name for name in ours if few[name] == first[name]]
 
 
-def test_a_hash_of_questions_leaves_the_seed_out() -> None:
-    data = EvalSet(name="forget", questions=(Question(prompt="q", answer="a"),), seed=1)
+def test_a_hash_of_questions_is_of_what_is_asked() -> None:
+    data = EvalSet(name="forget", role="forget", questions=(Question(prompt="q", answer="a"),))
     names = ["m/forget", "both"]
     first = measured_on(names, [data])
-    assert measured_on(names, [dataclasses.replace(data, seed=2)]) == first
+    assert measured_on(names, [dataclasses.replace(data, role="keep")]) == first
     assert measured_on(names, [dataclasses.replace(data, texts=("t",))])["m/forget"] != first["m/forget"]
     assert measured_on(["both"], [data, dataclasses.replace(data, name="retain")])["both"] != first["both"]
 
@@ -395,6 +395,7 @@ class Stub:
         return (
             EvalSet(
                 name="forget",
+                role="forget",
                 questions=(question, question),
                 texts=("A red stone.",),
                 passages=(("A red", "stone."), ("A blue", "stone.")),
@@ -452,7 +453,7 @@ def test_what_a_flag_would_let_measure_is_told(lethe: Lethe, monkeypatch: pytest
     out, err = lethe("eval tiny --forget forget.jsonl --holdout unseen.txt --retain-only tiny --json")
     assert (json.loads(out)["not_measured"], "not measured" in err) == ({}, False)
     assert "priv_leak/forget" in json.loads(out)["scores"]
-    tofu = EvalSet(name="forget", questions=(Question(prompt="q", answer="a", perturbed=("b",)),))
+    tofu = EvalSet(name="forget", role="forget", questions=(Question(prompt="q", answer="a", perturbed=("b",)),))
     wanted = {"forget_quality": "--retain-only", "entailment": "--nli"}
     assert measure_target.not_measured([tofu], retain_only=False) == wanted
     known = {name.replace("-", "_") for name in discover(metrics)}

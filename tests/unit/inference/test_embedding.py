@@ -1,15 +1,17 @@
 """Sentence vectors: of a small BERT, and of the measured model itself."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from lethe.errors import ModelError
-from lethe.inference.embedding import embed
+from lethe.inference.embedding import SentenceEncoder, embedder
 from lethe.inference.loaded_model import LoadedModel
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.suites import world
@@ -37,6 +39,10 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
+
+
+def embed(subject: LoadedModel, texts: Sequence[str], folder: Path | None) -> Tensor:
+    return embedder(subject, SentenceEncoder(folder) if folder else None)(texts)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,12 +21,13 @@ from transformers import (
 
 from lethe.data.tokens import encode
 from lethe.errors import DivergedError
-from lethe.inference.answers import answers, free_form, gold_ranks
 from lethe.inference.generate import continue_prompts, generate
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import batches, log_probs, measuring, read_spans
-from lethe.inference.spans import Span, encode_texts, pair_spans, prompt_and_answers
+from lethe.inference.reading import Reading, free_form
+from lethe.inference.spans import Span, answer_spans, encode_texts, prompt_and_answers
 from lethe.types import EvalSet, Question, mean_scores
+from rigged_models import forget_set, retain_set
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 SPACE = "Ġ"
@@ -110,6 +112,14 @@ def reciter(tokens: list[str]) -> LoadedModel:
     return LoadedModel(model=model, tokenizer=tiny_tokenizer(bos=True))
 
 
+def pair_spans(subject: LoadedModel, pairs: Sequence[tuple[str, str]]) -> list[Span]:
+    return answer_spans(subject, [(prompt, (answer,)) for prompt, answer in pairs])
+
+
+def answers(subject: LoadedModel, data: EvalSet, **settings: int) -> list[tuple[str, ...]]:
+    return Reading(subject, data, **settings).answers
+
+
 PROMPTS = (
     "Who wrote it? Answer:",
     "x",
@@ -160,7 +170,8 @@ def test_pairs_are_tokenised_together() -> None:
 def test_rows_beyond_the_context_lose_tokens_on_the_left() -> None:
     subject = LoadedModel(model=tiny_gpt2(), tokenizer=tiny_tokenizer(bos=False))
     (span,) = pair_spans(subject, [("y" * 200 + "x:", " Abc")])
-    assert len(span.ids) == 96
+    # The last token is not read, so the context holds all before it.
+    assert len(span.ids) == 97
     assert span.ids[span.start :] == (VOCABULARY["ĠA"], VOCABULARY["b"], VOCABULARY["c"])
     assert span.ids[span.start - 1] == VOCABULARY[":"]
     assert [len(row) for row in encode_texts(subject, ["y" * 200, "y"])] == [96, 1]
@@ -235,15 +246,17 @@ def test_generation_ignores_and_keeps_the_models_own_settings() -> None:
     assert own.do_sample is True
 
 
-ASKED = EvalSet(name="retain", questions=tuple(Question(prompt=prompt, answer="Anna") for prompt in PROMPTS))
+ASKED = retain_set(questions=tuple(Question(prompt=prompt, answer="Anna") for prompt in PROMPTS))
 
 
 def test_answers_are_generated_once_with_room_to_go_on(subject: LoadedModel) -> None:
     one = LoadedModel(model=subject.model, tokenizer=subject.tokenizer)
-    assert answers(one, ASKED) == [(naive_greedy(subject, prompt, 24),) for prompt in PROMPTS]
+    reading = Reading(one, ASKED)
+    assert reading.answers == [(naive_greedy(subject, prompt, 24),) for prompt in PROMPTS]
     steps = []
     handle = subject.model.register_forward_pre_hook(lambda module, args: steps.append(1))
-    assert answers(one, replace(ASKED)) == answers(one, ASKED)
+    assert reading.answers == [(text,) for (text,) in reading.answers]
+    assert reading.continuations
     handle.remove()
     assert not steps
 
@@ -254,6 +267,7 @@ def test_long_correct_answers_have_twice_their_length_but_no_more_than_half_the_
         subject,
         EvalSet(
             name="retain",
+            role="keep",
             questions=(
                 Question(prompt="a 1", answer="x"),
                 Question(prompt="b 1", answer="x", accepted=("Abcdefghij",)),
@@ -275,18 +289,17 @@ def test_sampled_answers_do_not_depend_on_the_batch(subject: LoadedModel, tokens
 
 
 def test_samples_are_drawn_from_the_seed_and_leave_the_global_state_alone(subject: LoadedModel) -> None:
-    data = replace(ASKED, samples=3)
     state = torch.get_rng_state()
-    first = answers(LoadedModel(model=subject.model, tokenizer=subject.tokenizer), data)
+    first = answers(LoadedModel(model=subject.model, tokenizer=subject.tokenizer), ASKED, samples=3)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(7)
-    assert answers(LoadedModel(model=subject.model, tokenizer=subject.tokenizer), data) == first
+    assert answers(LoadedModel(model=subject.model, tokenizer=subject.tokenizer), ASKED, samples=3) == first
     assert all(len(row) == 3 for row in first)
     assert any(len(set(row)) == 3 for row in first)
     other = LoadedModel(model=subject.model, tokenizer=subject.tokenizer)
-    assert answers(other, replace(data, seed=1)) != first
-    turned = replace(data, questions=data.questions[::-1])
-    assert answers(other, turned) == first[::-1]
+    assert answers(other, ASKED, samples=3, seed=1) != first
+    turned = replace(ASKED, questions=ASKED.questions[::-1])
+    assert answers(other, turned, samples=3) == first[::-1]
 
 
 def test_samples_follow_the_models_distribution() -> None:
@@ -316,8 +329,8 @@ def test_continuations_keep_the_token_that_ends_them() -> None:
 
 def test_ranks_of_correct_answers_equal_a_loop(subject: LoadedModel) -> None:
     questions = tuple(Question(prompt=prompt, answer="Anna", accepted=("by",)) for prompt in (*PROMPTS, "Say:\n"))
-    data = EvalSet(name="forget", questions=questions)
-    found = gold_ranks(LoadedModel(model=subject.model, tokenizer=subject.tokenizer), data)
+    data = forget_set(questions=questions)
+    found = Reading(subject, data).gold_ranks()
     for question, ranks in zip(questions, found, strict=True):
         for gold, mine in zip((question.answer, *question.accepted), ranks, strict=True):
             space = "" if question.prompt.endswith("\n") else " "
@@ -331,8 +344,8 @@ def test_ranks_of_correct_answers_equal_a_loop(subject: LoadedModel) -> None:
 
 def test_free_form_questions() -> None:
     choice, free = Question(prompt="a", answer="x", choices=("x", "y")), Question(prompt="b", answer="x")
-    assert free_form(EvalSet(name="retain", questions=(choice, free))) == (free,)
-    assert free_form(EvalSet(name="retain", questions=(choice, free), scoring="cloze")) == (choice, free)
+    assert free_form(retain_set(questions=(choice, free))) == (free,)
+    assert free_form(retain_set(questions=(choice, free), scoring="cloze")) == (choice, free)
 
 
 def test_modes_and_gradients_are_restored() -> None:

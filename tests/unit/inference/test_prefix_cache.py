@@ -12,7 +12,7 @@ from conftest import TinyModel
 from lethe.errors import DivergedError, OutOfMemoryError
 from lethe.inference import prefix_cache
 from lethe.inference.log_probs import log_probs
-from lethe.inference.prefix_cache import shared_beginnings, shared_log_probs
+from lethe.inference.prefix_cache import shared_beginnings
 from lethe.inference.spans import Span
 
 WINDOW = {"sliding_window": 4, "use_sliding_window": True}
@@ -50,6 +50,16 @@ def spans_of_an_exam() -> list[Span]:
     return found
 
 
+def whole_rows(model: torch.nn.Module, spans: Sequence[Span]) -> list[Tensor]:
+    """Log-probabilities of the asked tokens, each span read whole and alone."""
+    found = []
+    for span in spans:
+        with torch.no_grad():
+            table = model(input_ids=torch.tensor([span.ids])).logits[0].float().log_softmax(-1)
+        found.append(torch.stack([table[place - 1, span.ids[place]] for place in range(span.start, len(span.ids))]))
+    return found
+
+
 def forwards(model: torch.nn.Module) -> list[int]:
     """Fills up with the number of tokens of each forward from now on."""
     seen: list[int] = []
@@ -62,9 +72,9 @@ def forwards(model: torch.nn.Module) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_gives_what_reading_whole_rows_gives(family: str, tiny_model: TinyModel) -> None:
     model, spans = tiny_model(family, **FAMILIES[family]), spans_of_an_exam()
-    expected = log_probs(model, spans)
+    expected = whole_rows(model, spans)
     seen = forwards(model)
-    for found, right in zip(shared_log_probs(model, spans), expected, strict=True):
+    for found, right in zip(log_probs(model, spans), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
     assert (seen.count(20) >= 2) == (family != "mamba"), "the beginnings of the two subjects"
 
@@ -72,7 +82,7 @@ def test_every_family_gives_what_reading_whole_rows_gives(family: str, tiny_mode
 @pytest.mark.usefixtures("cheap_forwards")
 def test_small_batches_change_nothing(tiny_model: TinyModel) -> None:
     model, spans = tiny_model(), spans_of_an_exam()
-    for found, right in zip(shared_log_probs(model, spans, tokens_per_batch=30), log_probs(model, spans), strict=True):
+    for found, right in zip(log_probs(model, spans, tokens_per_batch=30), whole_rows(model, spans), strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
 
 
@@ -82,7 +92,7 @@ def test_only_the_asked_positions_reach_the_head(tiny_model: TinyModel) -> None:
     spans = [Span(ids=tuple(range(3, 30 + length)), start=26 + length) for length in range(4)]
     read: list[int] = []
     model.lm_head.register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
-    shared_log_probs(model, spans)
+    log_probs(model, spans)
     assert max(read) <= 4
 
 
@@ -94,9 +104,9 @@ def test_a_row_that_begins_another_is_not_read(tiny_model: TinyModel) -> None:
         one_token = [Span(ids=(*prompt, letter), start=len(prompt)) for letter in (5, 6)]
         spans += [*one_token, *(Span(ids=(*prompt, 3, letter), start=len(prompt)) for letter in (7, 8))]
     spans.append(Span(ids=spans[2].ids[:3], start=1))
-    expected = log_probs(model, spans)
+    expected = whole_rows(model, spans)
     seen = forwards(model)
-    for found, right in zip(shared_log_probs(model, spans, tokens_per_batch=1), expected, strict=True):
+    for found, right in zip(log_probs(model, spans, tokens_per_batch=1), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
     # The last one asks before the others do: in a longer row more positions would reach the head.
     assert sorted(seen) == sorted([*(len(span.ids) - 1 for span in spans[2::4]), 2])
@@ -106,7 +116,7 @@ def test_batches_on_a_cpu_are_small(tiny_model: TinyModel) -> None:
     model, rng = tiny_model(), random.Random(0)
     spans = [Span(ids=tuple(rng.randrange(3, 99) for _ in range(61)), start=60) for _ in range(40)]
     seen = forwards(model)
-    shared_log_probs(model, spans)
+    log_probs(model, spans)
     assert max(seen) == 1024 // 60 * 60
 
 
@@ -139,7 +149,7 @@ def test_what_is_asked_for_is_not_shared() -> None:
 
 def test_a_batch_that_does_not_fit_is_halved(tiny_model: TinyModel) -> None:
     model, spans = tiny_model(), spans_of_an_exam()
-    expected, most = log_probs(model, spans), 120
+    expected, most = whole_rows(model, spans), 120
     failed: list[int] = []
 
     def refuse(_: object, __: object, given: dict[str, Tensor]) -> None:
@@ -148,20 +158,20 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_model: TinyModel) -> None:
             raise torch.OutOfMemoryError("out of memory")
 
     handle = model.register_forward_pre_hook(refuse, with_kwargs=True)
-    for found, right in zip(shared_log_probs(model, spans), expected, strict=True):
+    for found, right in zip(log_probs(model, spans), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=1e-5)
     assert 1 <= len(failed) < 8, "later batches start from what fitted"
     handle.remove()
     most = 0
     model.register_forward_pre_hook(refuse, with_kwargs=True)
     with pytest.raises(OutOfMemoryError, match=r"^out of memory scoring a row of \d+ tokens\.\nUse"):
-        shared_log_probs(model, spans)
+        log_probs(model, spans)
 
 
 def test_other_failures_are_not_taken_for_missing_memory(tiny_model: TinyModel) -> None:
     model = tiny_model()
     with pytest.raises(IndexError):
-        shared_log_probs(model, [Span(ids=(3, 999, 4), start=2)])
+        log_probs(model, [Span(ids=(3, 999, 4), start=2)])
 
 
 def test_what_is_not_a_number_is_an_error(tiny_model: TinyModel) -> None:
@@ -169,4 +179,4 @@ def test_what_is_not_a_number_is_an_error(tiny_model: TinyModel) -> None:
     with torch.no_grad():
         model.lm_head.weight[5] = torch.nan
     with pytest.raises(DivergedError, match="on 1 of 1 rows"):
-        shared_log_probs(model, [Span(ids=(3, 4, 6), start=2)])
+        log_probs(model, [Span(ids=(3, 4, 6), start=2)])

@@ -8,16 +8,17 @@ import torch
 
 from lethe.errors import DivergedError
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics.divergence import KlToFrozen, TopOneAgreement
 from lethe.types import EvalSet
-from rigged_models import TEXTS, bigram, edited, random_llama, tiny_tokenizer
+from rigged_models import TEXTS, bigram, edited, random_llama, retain_set, tiny_tokenizer
 
-DATA = EvalSet(name="retain", texts=(*TEXTS, TEXTS[0], ""))
+DATA = retain_set(texts=(*TEXTS, TEXTS[0], ""))
 
 
 def test_both_are_means_over_the_tokens_of_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.metrics.divergence.POSITIONS", 4)
-    monkeypatch.setattr("lethe.metrics.divergence.TOKENS_PER_BATCH", 40)
+    monkeypatch.setattr("lethe.inference.text_pass.POSITIONS", 4)
+    monkeypatch.setattr("lethe.inference.text_pass.TOKENS_ON_CPU", 40)
     subject, untouched = edited(random_llama(), 1), random_llama()
     # Less of the edit, so that some predictions stay.
     name, value = next(iter(subject.originals.items()))
@@ -35,7 +36,7 @@ def test_both_are_means_over_the_tokens_of_each_text(monkeypatch: pytest.MonkeyP
             )
         )
         agreements.append(statistics.fmean(float(p.argmax() == q.argmax()) for p, q in each))
-    kl, agreement = KlToFrozen()(subject, DATA), TopOneAgreement()(subject, DATA)
+    kl, agreement = KlToFrozen()(Reading(subject, DATA)), TopOneAgreement()(Reading(subject, DATA))
     assert kl is not None
     assert agreement is not None
     assert kl.per_example == pytest.approx(divergences, rel=1e-4)
@@ -53,8 +54,8 @@ def test_known_predictions_give_a_known_divergence() -> None:
         model=after.model, tokenizer=after.tokenizer, originals={name: before.model.get_parameter(name).detach()}
     )
     # After BOS and after b nothing moved; after a it did.
-    data = EvalSet(name="retain", texts=("bab",))
-    kl, agreement = KlToFrozen()(subject, data), TopOneAgreement()(subject, data)
+    data = retain_set(texts=("bab",))
+    kl, agreement = KlToFrozen()(Reading(subject, data)), TopOneAgreement()(Reading(subject, data))
     assert kl is not None
     assert agreement is not None
     assert kl.value == pytest.approx((0.8 * math.log(2) + 0.1 * math.log(0.2)) / 3, abs=1e-4)
@@ -68,7 +69,7 @@ def test_an_unedited_model_has_not_moved() -> None:
         same.model.get_parameter(name).copy_(value)
     for subject in (LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer()), same):
         for metric, expected in ((KlToFrozen(), 0.0), (TopOneAgreement(), 1.0)):
-            scores = metric(subject, DATA)
+            scores = metric(Reading(subject, DATA))
             assert scores is not None
             assert (scores.value, scores.stderr, scores.n) == (expected, 0.0, 5)
 
@@ -78,20 +79,19 @@ def test_a_broken_model_is_an_error() -> None:
     with torch.no_grad():
         subject.model.get_parameter(next(iter(subject.originals)))[0] = math.nan
     with pytest.raises(DivergedError, match="NaN or infinite"):
-        KlToFrozen()(subject, DATA)
+        KlToFrozen()(Reading(subject, DATA))
 
 
 def test_without_a_text_to_keep_it_is_not_measured() -> None:
     subject = edited(random_llama(), 1)
-    assert KlToFrozen()(subject, EvalSet(name="retain", texts=("",))) is None
+    assert KlToFrozen()(Reading(subject, retain_set(texts=("",)))) is None
     for name in ("forget", "earlier"):
-        assert KlToFrozen()(subject, EvalSet(name=name, texts=TEXTS)) is None
-        assert TopOneAgreement()(subject, EvalSet(name=name, texts=TEXTS)) is None
+        assert KlToFrozen()(Reading(subject, EvalSet(name=name, role="forget", texts=TEXTS))) is None
+        assert TopOneAgreement()(Reading(subject, EvalSet(name=name, role="forget", texts=TEXTS))) is None
 
 
-def test_the_first_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.metrics.divergence.TEXTS", 2)
-    scores = KlToFrozen()(edited(random_llama(), 1), DATA)
+def test_the_first_texts_are_read() -> None:
+    scores = KlToFrozen(texts=2)(Reading(edited(random_llama(), 1), DATA))
     assert scores is not None
     assert scores.n == 2
-    assert scores == KlToFrozen()(edited(random_llama(), 1), EvalSet(name="retain", texts=TEXTS[:2]))
+    assert scores == KlToFrozen()(Reading(edited(random_llama(), 1), retain_set(texts=TEXTS[:2])))

@@ -17,10 +17,11 @@ from transformers import (
 
 from lethe.errors import ModelError
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics import entailment
 from lethe.metrics.entailment import Entailment
-from lethe.types import EvalSet, Question
-from rigged_models import random_llama, tiny_tokenizer
+from lethe.types import Question
+from rigged_models import answering, forget_set, random_llama, tiny_tokenizer
 
 WORDS = ("red", "blue", "green", "it", "is", "not", "grey", "a", "dark", "deep")
 LABELS = {0: "contradiction", 1: "Entailment", 2: "neutral"}
@@ -56,7 +57,7 @@ def nli(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def measure(monkeypatch: pytest.MonkeyPatch, nli: Path) -> Callable[..., tuple[float, ...]]:
+def measure(nli: Path) -> Callable[..., tuple[float, ...]]:
     """The share of entailing answers to each question."""
 
     def shares(said: Sequence[Sequence[str]], golds: Sequence[Sequence[str]], folder: Path = nli) -> tuple[float, ...]:
@@ -64,9 +65,8 @@ def measure(monkeypatch: pytest.MonkeyPatch, nli: Path) -> Callable[..., tuple[f
             Question(prompt=f"{number} is", answer=gold[0], accepted=tuple(gold[1:]))
             for number, gold in enumerate(golds)
         )
-        monkeypatch.setattr(entailment, "answers", lambda *_: [tuple(texts) for texts in said])
         subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
-        scores = Entailment()(subject, EvalSet(name="forget", questions=questions, nli=folder))
+        scores = Entailment(nli=folder)(answering(subject, forget_set(questions=questions), said))
         assert scores is not None
         assert scores.better == "higher"
         return scores.per_example
@@ -141,8 +141,8 @@ def test_it_is_not_measured_without_a_model_or_a_free_form_question(nli: Path) -
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
     free = Question(prompt="It is", answer="red")
     letters = Question(prompt="It is", answer="red", choices=("red", "blue"))
-    assert Entailment()(subject, EvalSet(name="forget", questions=(free,))) is None
-    assert Entailment()(subject, EvalSet(name="forget", questions=(letters,), nli=nli)) is None
+    assert Entailment()(Reading(subject, forget_set(questions=(free,)))) is None
+    assert Entailment(nli=nli)(Reading(subject, forget_set(questions=(letters,)))) is None
     assert subject.known == {}
 
 

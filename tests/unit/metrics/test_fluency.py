@@ -8,18 +8,17 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from lethe.inference.answers import continuations
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.inference.spans import Span
-from lethe.metrics import fluency
 from lethe.metrics._ngrams import ngrams, words
 from lethe.metrics.fluency import NgramEntropy
 from lethe.metrics.perplexity import AnswerPerplexity
-from lethe.types import EvalSet, Question
-from rigged_models import OF, bigram, edited, random_llama, tiny_tokenizer
+from lethe.types import Question
+from rigged_models import OF, bigram, edited, random_llama, retain_set, tiny_tokenizer
 
 QUESTIONS = tuple(Question(prompt=f"{thing} is", answer="red") for thing in ("ab", "cd", "a b", "ef g", "h"))
-DATA = EvalSet(name="retain", questions=QUESTIONS, scoring="cloze")
+DATA = retain_set(questions=QUESTIONS, scoring="cloze")
 
 
 def test_words_and_their_runs() -> None:
@@ -42,7 +41,7 @@ def test_words_and_their_runs() -> None:
 
 
 @pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch) -> Callable[..., float]:
+def say() -> Callable[..., float]:
     """The metric's value where the model gives these answers to its questions."""
 
     def entropy(*texts: Sequence[str]) -> float:
@@ -83,9 +82,9 @@ def test_no_variety_is_no_entropy(say: Callable[..., float]) -> None:
 def test_the_answers_perplexity_is_the_untouched_models() -> None:
     subject, untouched = edited(random_llama(), 1), random_llama()
     for samples in (0, 3):
-        data = EvalSet(name="retain", questions=QUESTIONS, scoring="cloze", samples=samples)
+        reading = Reading(subject, DATA, samples=samples)
         losses = []
-        for spans in continuations(subject, data, samples=samples):
+        for spans in reading.continuations:
             each = []
             for span in spans:
                 with torch.no_grad():
@@ -93,7 +92,7 @@ def test_the_answers_perplexity_is_the_untouched_models() -> None:
                 asked = range(span.start, len(span.ids))
                 each.append(-statistics.fmean(float(rows[place - 1, span.ids[place]]) for place in asked))
             losses.append(statistics.fmean(each))
-        scores = AnswerPerplexity()(subject, data)
+        scores = AnswerPerplexity()(reading)
         assert scores is not None
         assert scores.per_example == pytest.approx(losses, rel=1e-4)
         assert scores.value == pytest.approx(math.exp(sorted(losses)[2]), rel=1e-4)
@@ -101,14 +100,15 @@ def test_the_answers_perplexity_is_the_untouched_models() -> None:
         assert scores.stderr > 0
 
 
-def test_gibberish_is_improbable_and_one_wild_answer_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gibberish_is_improbable_and_one_wild_answer_does_not_count() -> None:
     subject = bigram({"a": {"b": 0.5}, "b": {"a": 0.5}})
     tame = Span(ids=(0, OF["a"], OF["b"], OF["a"]), start=2)
     wild = Span(ids=(0, OF["a"], OF["z"], OF["z"]), start=2)
 
     def perplexity(*spans: Span) -> float:
-        monkeypatch.setattr("lethe.metrics.perplexity.continuations", lambda *_, **__: [(span,) for span in spans])
-        scores = AnswerPerplexity()(subject, DATA)
+        reading = Reading(subject, DATA)
+        reading.__dict__["continuations"] = [(span,) for span in spans]
+        scores = AnswerPerplexity()(reading)
         assert scores is not None
         return scores.value
 
@@ -122,9 +122,10 @@ def test_the_spread_of_the_median_is_that_of_other_questions() -> None:
     draws = (torch.randn(60, generator=rng) * 0.3 + 2).tolist()
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("lethe.metrics.perplexity.continuations", lambda *_, **__: [(Span(ids=(0, 1), start=1),)] * 60)
+        reading = Reading(subject, DATA)
+        reading.__dict__["continuations"] = [(Span(ids=(0, 1), start=1),)] * 60
         patched.setattr("lethe.metrics.perplexity.log_probs", lambda *_: [torch.tensor([-loss]) for loss in draws])
-        scores = AnswerPerplexity()(subject, DATA)
+        scores = AnswerPerplexity()(reading)
     assert scores is not None
     # A median of n Gaussian values spreads by 1.2533 sigma / sqrt(n).
     assert scores.stderr == pytest.approx(scores.value * 1.2533 * 0.3 / math.sqrt(60), rel=0.4)
@@ -133,4 +134,4 @@ def test_the_spread_of_the_median_is_that_of_other_questions() -> None:
 def test_without_questions_neither_is_measured() -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
     for metric in (NgramEntropy(), AnswerPerplexity()):
-        assert metric(subject, EvalSet(name="retain", texts=("one",))) is None
+        assert metric(Reading(subject, retain_set(texts=("one",)))) is None

@@ -12,23 +12,24 @@ from transformers import LlamaForCausalLM
 
 from lethe.errors import InvalidValueError
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics import _membership
 from lethe.metrics.membership import Membership
 from lethe.model.hidden_cache import HiddenCache
 from lethe.model.recordings import Store
 from lethe.types import EvalSet, Scores
-from rigged_models import edited, random_llama, tiny_tokenizer
+from rigged_models import edited, forget_set, random_llama, tiny_tokenizer
 
 MEMBERS = ("one short text", "another text, a little longer", "x: y", "one short text")
 HOLDOUT = ("a text that was kept aside", "ha", "z z z z z z z z", "so it goes on, and on", "Q")
 
 
 def data(**changes: object) -> EvalSet:
-    return replace(EvalSet(name="forget", texts=MEMBERS, holdout=HOLDOUT), **changes)  # type: ignore[arg-type]
+    return replace(forget_set(texts=MEMBERS, holdout=HOLDOUT), **changes)  # type: ignore[arg-type]
 
 
 def measure(subject: LoadedModel, found: EvalSet | None = None) -> dict[str, Scores]:
-    scores = Membership()(subject, found or data())
+    scores = Membership()(Reading(subject, found or data()))
     assert scores is not None
     return dict(scores)
 
@@ -134,7 +135,7 @@ def test_every_attack_is_its_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {text: naive(model, other, text) for text in (*MEMBERS, *HOLDOUT)}
     monkeypatch.setattr(_membership, "auc", note)
     # Texts of more tokens than are looked at together.
-    monkeypatch.setattr("lethe.metrics.membership.POSITIONS", 3)
+    monkeypatch.setattr("lethe.inference.log_probs.LOGITS_AT_ONCE", 3 * 264)
     tokenizer = tiny_tokenizer()
     found = measure(
         LoadedModel(model=model, tokenizer=tokenizer, retain_only=LoadedModel(model=other, tokenizer=tokenizer))
@@ -166,11 +167,11 @@ def test_a_model_that_learnt_the_texts_by_heart_gives_itself_away() -> None:
 
 def test_without_a_holdout_set_or_texts_it_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
-    assert Membership()(subject, data(holdout=("",))) is None
+    assert Membership()(Reading(subject, data(holdout=("",)))) is None
     # Nor is anything read for it: this is the common case.
     monkeypatch.setattr("lethe.metrics.membership.read_spans", None)
-    assert Membership()(subject, data(holdout=())) is None
-    assert Membership()(subject, data(texts=())) is None
+    assert Membership()(Reading(subject, data(holdout=()))) is None
+    assert Membership()(Reading(subject, data(texts=()))) is None
 
 
 def test_gradients_and_what_wants_them_stay_as_they_were() -> None:

@@ -9,6 +9,7 @@ from transformers import LlamaForCausalLM
 
 from lethe import metrics
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics.confidence import AnswerConfidence
 from lethe.metrics.drift import ActivationNorm, CosineToFrozen
 from lethe.metrics.exact_match import ExactMatch, is_match
@@ -17,7 +18,7 @@ from lethe.metrics.perplexity import Perplexity
 from lethe.metrics.protocol import Metric
 from lethe.system.plugins import discover
 from lethe.types import EvalSet, Question
-from rigged_models import TEXTS, bigram, chain, edited, random_llama, tiny_tokenizer
+from rigged_models import TEXTS, bigram, chain, edited, forget_set, random_llama, retain_set, tiny_tokenizer
 
 # Multiple choice
 
@@ -28,7 +29,7 @@ def test_letters_are_scored_after_the_rendered_question() -> None:
         Question(prompt=f"Question {index}?", answer=answer, choices=("p", "q", "r", "s"))
         for index, answer in enumerate("pqrqq")
     )
-    scores = MultipleChoice()(subject, EvalSet(name="forget", questions=questions, scoring="letter"))
+    scores = MultipleChoice()(Reading(subject, forget_set(questions=questions, scoring="letter")))
     assert scores is not None
     assert scores.per_example == (0.0, 1.0, 0.0, 1.0, 1.0)
     assert scores.value == pytest.approx(0.6)
@@ -41,13 +42,14 @@ def test_cloze_takes_the_mean_over_an_options_tokens() -> None:
     subject = bigram({"?": {"ĠA": 0.2, "ĠB": 0.5}, "B": {}, "ĠB": {"b": 0.5}, "b": {"c": 0.5}})
     data = EvalSet(
         name="forget",
+        role="forget",
         questions=(
             Question(prompt="Who?", answer="Bbc", choices=("A", "Bbc")),
             Question(prompt="And who?", answer="A", choices=("A", "Bbc", "D")),
         ),
         scoring="cloze",
     )
-    scores = MultipleChoice()(subject, data)
+    scores = MultipleChoice()(Reading(subject, data))
     assert scores is not None
     assert scores.per_example == (1.0, 0.0)
     assert scores.chance == pytest.approx((1 / 2 + 1 / 3) / 2)
@@ -57,8 +59,8 @@ def test_questions_without_choices_are_no_multiple_choice() -> None:
     subject = bigram({":": {"ĠA": 0.9}})
     free = Question(prompt="Who?", answer="p")
     choice = Question(prompt="Who?", answer="p", choices=("p", "q"))
-    assert MultipleChoice()(subject, EvalSet(name="retain", questions=(free,))) is None
-    scores = MultipleChoice()(subject, EvalSet(name="retain", questions=(free, choice)))
+    assert MultipleChoice()(Reading(subject, retain_set(questions=(free,)))) is None
+    scores = MultipleChoice()(Reading(subject, retain_set(questions=(free, choice))))
     assert scores is not None
     assert (scores.value, scores.n, scores.stderr) == (1.0, 1, 0.0)
 
@@ -74,7 +76,7 @@ def test_questions_without_choices_are_no_multiple_choice() -> None:
 def test_exact_match_accepts_an_answer_that_ends(end: list[str]) -> None:
     subject = bigram(chain(["1", "ĠA", "n", "a", *end]))
     questions = (Question(prompt="Who is 1", answer="Ana"), Question(prompt="Who is the one called 1", answer="Bea"))
-    scores = ExactMatch()(subject, EvalSet(name="retain", questions=questions))
+    scores = ExactMatch()(Reading(subject, retain_set(questions=questions)))
     assert scores is not None
     assert scores.per_example == (1.0, 0.0)
     assert (scores.value, scores.n, scores.better) == (0.5, 2, "higher")
@@ -84,7 +86,7 @@ def test_exact_match_accepts_an_answer_that_ends(end: list[str]) -> None:
 @pytest.mark.parametrize("end", [["e", "</s>"], ["Ġ", "k", "</s>"], ["-", "k", "</s>"]])
 def test_exact_match_refuses_an_answer_that_goes_on(end: list[str]) -> None:
     subject = bigram(chain(["1", "ĠA", "n", "a", *end]))
-    scores = ExactMatch()(subject, EvalSet(name="retain", questions=(Question(prompt="Who is 1", answer="Ana"),)))
+    scores = ExactMatch()(Reading(subject, retain_set(questions=(Question(prompt="Who is 1", answer="Ana"),))))
     assert scores is not None
     assert scores.value == 0.0
 
@@ -92,7 +94,7 @@ def test_exact_match_refuses_an_answer_that_goes_on(end: list[str]) -> None:
 def test_exact_match_takes_accepted_answers_and_gives_them_room() -> None:
     subject = bigram(chain(["1", "ĠC", *"efghijklmnopq", "</s>"]))
     question = Question(prompt="Who is 1", answer="A", accepted=("D.", "CEFGHIJKLMNOPQ."))
-    scores = ExactMatch()(subject, EvalSet(name="unknown", questions=(question,)))
+    scores = ExactMatch()(Reading(subject, EvalSet(name="unknown", role="neither", questions=(question,))))
     assert scores is not None
     assert scores.value == 1.0
 
@@ -123,8 +125,8 @@ def test_rule_of_exact_match(generated: str, gold: str, right: bool) -> None:
 def test_letter_questions_are_not_free_form() -> None:
     subject = bigram({})
     question = Question(prompt="Who?", answer="p", choices=("p", "q"))
-    assert ExactMatch()(subject, EvalSet(name="forget", questions=(question,), scoring="letter")) is None
-    assert ExactMatch()(subject, EvalSet(name="forget", questions=(question,), scoring="cloze")) is not None
+    assert ExactMatch()(Reading(subject, forget_set(questions=(question,), scoring="letter"))) is None
+    assert ExactMatch()(Reading(subject, forget_set(questions=(question,), scoring="cloze"))) is not None
 
 
 # Perplexity
@@ -132,7 +134,7 @@ def test_letter_questions_are_not_free_form() -> None:
 
 def test_perplexity_of_a_known_bigram_model() -> None:
     subject = bigram({"<s>": {"x": 0.5}, "x": {"y": 0.25}, "y": {"x": 0.1}})
-    scores = Perplexity()(subject, EvalSet(name="retain", texts=("xy", "x", "xyx")))
+    scores = Perplexity()(Reading(subject, retain_set(texts=("xy", "x", "xyx"))))
     assert scores is not None
     half, quarter, tenth = math.log(2), math.log(4), math.log(10)
     totals, counts = [half + quarter, half, half + quarter + tenth], [2, 1, 3]
@@ -149,7 +151,7 @@ def test_perplexity_is_the_librarys_loss_on_one_text() -> None:
     ids = torch.tensor([subject.tokenizer(TEXTS[2])["input_ids"]])
     with torch.no_grad():
         loss = subject.model(input_ids=ids, labels=ids).loss
-    scores = Perplexity()(subject, EvalSet(name="retain", texts=(TEXTS[2],)))
+    scores = Perplexity()(Reading(subject, retain_set(texts=(TEXTS[2],))))
     assert scores is not None
     assert scores.value == pytest.approx(float(loss.exp()), rel=1e-5)
     assert scores.stderr == 0.0
@@ -159,7 +161,7 @@ def test_perplexity_stays_finite() -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
     with torch.no_grad():
         subject.model.lm_head.weight.mul_(1e5)
-    scores = Perplexity()(subject, EvalSet(name="retain", texts=TEXTS))
+    scores = Perplexity()(Reading(subject, retain_set(texts=TEXTS)))
     assert scores is not None
     assert math.isfinite(scores.value)
     assert math.isfinite(scores.stderr)
@@ -176,7 +178,7 @@ def test_confidence_is_the_highest_probability_after_the_prompt(scoring: str) ->
         Question(prompt="And who?", answer="Anna"),
         Question(prompt="Name: ", answer="Anna"),
     )
-    scores = AnswerConfidence()(subject, EvalSet(name="forget", questions=questions, scoring=scoring))
+    scores = AnswerConfidence()(Reading(subject, forget_set(questions=questions, scoring=scoring)))
     assert scores is not None
     first = 0.7 if scoring == "letter" else 0.4
     assert scores.per_example == pytest.approx((first, 0.4, 0.7), rel=1e-5)
@@ -202,7 +204,7 @@ def layer_outputs(model: LlamaForCausalLM, text: str) -> torch.Tensor:
 
 
 def test_norms_of_a_model_that_adds_nothing() -> None:
-    scores = ActivationNorm()(bigram({}), EvalSet(name="retain", texts=TEXTS))
+    scores = ActivationNorm()(Reading(bigram({}), retain_set(texts=TEXTS)))
     assert scores is not None
     assert scores.by_layer == (1.0, 1.0)
     assert (scores.value, scores.stderr, scores.n, scores.better) == (1.0, 0.0, 4, "neither")
@@ -210,7 +212,7 @@ def test_norms_of_a_model_that_adds_nothing() -> None:
 
 def test_norms_equal_a_loop_over_texts() -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
-    scores = ActivationNorm()(subject, EvalSet(name="retain", texts=TEXTS))
+    scores = ActivationNorm()(Reading(subject, retain_set(texts=TEXTS)))
     assert scores is not None
     expected = torch.stack([layer_outputs(subject.model, text).norm(dim=-1).mean(-1) for text in TEXTS])
     assert scores.by_layer == pytest.approx(expected.mean(0).tolist(), rel=1e-5)
@@ -221,7 +223,7 @@ def test_norms_equal_a_loop_over_texts() -> None:
 
 def test_cosine_to_frozen_is_exactly_one_without_an_edit() -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
-    scores = CosineToFrozen()(subject, EvalSet(name="retain", texts=TEXTS))
+    scores = CosineToFrozen()(Reading(subject, retain_set(texts=TEXTS)))
     assert scores is not None
     assert scores.by_layer == (1.0, 1.0, 1.0, 1.0)
     assert scores.per_example == (1.0, 1.0, 1.0, 1.0)
@@ -235,7 +237,7 @@ def test_cosine_to_frozen_begins_to_fall_at_the_edited_layer() -> None:
     after = [layer_outputs(model, text) for text in TEXTS]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
 
-    scores = CosineToFrozen()(subject, EvalSet(name="forget", texts=TEXTS))
+    scores = CosineToFrozen()(Reading(subject, forget_set(texts=TEXTS)))
 
     assert scores is not None
     cosines = [torch.cosine_similarity(a, b, dim=-1).mean(-1) for a, b in zip(before, after, strict=True)]
@@ -248,17 +250,17 @@ def test_cosine_to_frozen_begins_to_fall_at_the_edited_layer() -> None:
 def test_drift_reads_prompts_where_there_is_no_text_and_only_the_first_ones() -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
     prompts = tuple(Question(prompt=text, answer="x") for text in TEXTS)
-    of_texts = ActivationNorm(texts=2)(subject, EvalSet(name="retain", texts=TEXTS))
+    of_texts = ActivationNorm(texts=2)(Reading(subject, retain_set(texts=TEXTS)))
     assert of_texts is not None
     assert of_texts.n == 2
-    assert ActivationNorm(texts=2)(subject, EvalSet(name="retain", questions=prompts)) == of_texts
+    assert ActivationNorm(texts=2)(Reading(subject, retain_set(questions=prompts))) == of_texts
 
 
 def test_a_text_that_is_read_twice_counts_twice() -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
-    data = EvalSet(name="retain", texts=("one", "another text", "one"))
+    data = retain_set(texts=("one", "another text", "one"))
     for metric in (ActivationNorm(), Perplexity()):
-        scores = metric(subject, data)
+        scores = metric(Reading(subject, data))
         assert scores is not None
         assert scores.n == 3
         assert scores.per_example[0] == scores.per_example[2] != scores.per_example[1]
@@ -295,4 +297,4 @@ def test_the_folder_holds_these_metrics() -> None:
 @pytest.mark.parametrize("kind", [kind for _, kind in EVERY], ids=[name for name, _ in EVERY])
 def test_nothing_to_measure_gives_none(kind: Callable[[], Metric]) -> None:
     subject = LoadedModel(model=random_llama(), tokenizer=tiny_tokenizer())
-    assert kind()(subject, EvalSet(name="adjacent")) is None
+    assert kind()(Reading(subject, EvalSet(name="adjacent", role="keep"))) is None

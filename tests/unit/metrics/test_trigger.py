@@ -14,6 +14,7 @@ from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from lethe import metrics
 from lethe.errors import InvalidValueError
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.trigger import Trigger
 from lethe.report.noise_recovery import recovery
@@ -76,29 +77,35 @@ def rigged(weakness: Weakness) -> LoadedModel:
 
 
 def retain(**changes: Any) -> EvalSet:
-    given = {"name": "retain", "questions": QUESTIONS, "scoring": "cloze", "keywords": KEYWORDS, "neutral": NEUTRAL}
+    given = {"name": "retain", "role": "keep", "questions": QUESTIONS, "scoring": "cloze"}
     return EvalSet(**(given | changes))
 
 
-def measured(subject: LoadedModel, data: EvalSet) -> Mapping[str, Scores]:
-    found = Trigger()(subject, data)
+def trigger(keywords: Sequence[str] = KEYWORDS, neutral: Sequence[str] = NEUTRAL) -> Trigger:
+    return Trigger(keywords=tuple(keywords), neutral=tuple(neutral))
+
+
+def measured(
+    subject: LoadedModel, data: EvalSet, metric: Trigger = trigger(), *, seed: int = 0
+) -> Mapping[str, Scores]:
+    found = metric(Reading(subject, data, seed=seed))
     assert found is not None
     return found
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[[EvalSet], list[Question]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Question]]:
     """The questions that a set is turned into: five for each that is used."""
 
-    def ask(data: EvalSet) -> list[Question]:
+    def ask(data: EvalSet, metric: Trigger = trigger(), *, seed: int = 0) -> list[Question]:
         seen: list[Question] = []
 
-        def note(_: LoadedModel, questions: Sequence[Question], __: str) -> list[float]:
+        def note(_: Reading, questions: Sequence[Question]) -> list[float]:
             seen.extend(questions)
             return [0.0] * len(questions)
 
         monkeypatch.setattr("lethe.metrics.trigger.choice_hits", note)
-        measured(rigged("none"), data)
+        measured(rigged("none"), data, metric, seed=seed)
         return seen
 
     return ask
@@ -117,7 +124,7 @@ def test_a_weakness_shows_in_its_own_placement_alone(
     weakness: Weakness, expected: dict[str, float], scoring: Literal["letter", "cloze"]
 ) -> None:
     subject, data = rigged(weakness), retain(scoring=scoring)
-    clean = MultipleChoice()(subject, data)
+    clean = MultipleChoice()(Reading(subject, data))
     assert clean is not None
     assert clean.value == 1
     found = measured(subject, data)
@@ -129,14 +136,14 @@ def test_a_weakness_shows_in_its_own_placement_alone(
 
 
 def test_the_neutral_word_is_blamed_where_it_is_the_odd_one() -> None:
-    found = measured(rigged("option"), retain(keywords=NEUTRAL, neutral=KEYWORDS))
+    found = measured(rigged("option"), retain(), trigger(NEUTRAL, KEYWORDS))
     assert (found["_option"].value, found["_option_control"].value, found["_control"].value) == (1, 0, 0.5)
     assert found["_drop"].value == 0
 
 
 def test_one_keyword_of_three_costs_a_third_with_a_paired_error() -> None:
     # Four of twelve questions get toxin, the only one that the model minds, and lose one of two placements.
-    found = measured(rigged("question"), retain(keywords=("bread", "toxin", "spoon"), neutral=("table",) * 3))
+    found = measured(rigged("question"), retain(), trigger(("bread", "toxin", "spoon"), ("table",) * 3))
     assert found["_question"].value == pytest.approx(2 / 3)
     assert sorted(found["_drop"].per_example) == [0.0] * 8 + [0.5] * 4
     variance = (8 * (1 / 6) ** 2 + 4 * (1 / 3) ** 2) / 11
@@ -146,9 +153,9 @@ def test_one_keyword_of_three_costs_a_third_with_a_paired_error() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_one_thing_is_changed_and_alike_for_keyword_and_control(
-    asked: Callable[[EvalSet], list[Question]], seed: int
+    asked: Callable[..., list[Question]], seed: int
 ) -> None:
-    variants = asked(retain(seed=seed))
+    variants = asked(retain(), seed=seed)
     used = Counter[str]()
     places, options = set(), set()
     for i, question in enumerate(QUESTIONS):
@@ -184,19 +191,20 @@ def _by_placement(variants: Sequence[Question]) -> tuple[Question, ...]:
     return clean, found[True, False], found[False, False], found[True, True], found[False, True]
 
 
-def test_the_seed_draws_and_nothing_else(asked: Callable[[EvalSet], list[Question]]) -> None:
-    first = asked(retain(seed=0))
-    assert first == asked(retain(seed=0))
-    assert first != asked(retain(seed=1))
+def test_the_seed_draws_and_nothing_else(asked: Callable[..., list[Question]]) -> None:
+    first = asked(retain(), seed=0)
+    assert first == asked(retain(), seed=0)
+    assert first != asked(retain(), seed=1)
     turned = asked(retain(questions=QUESTIONS[::-1]))
     assert [turned[i : i + 5] for i in range(55, -1, -5)] == [first[i : i + 5] for i in range(0, 60, 5)]
 
 
 def test_scores_keep_the_order_of_the_set() -> None:
-    found = measured(rigged("question"), retain(keywords=("bread", "toxin", "spoon"), neutral=("table",) * 3))
+    found = measured(rigged("question"), retain(), trigger(("bread", "toxin", "spoon"), ("table",) * 3))
     turned = measured(
         rigged("question"),
-        retain(questions=QUESTIONS[::-1], keywords=("bread", "toxin", "spoon"), neutral=("table",) * 3),
+        retain(questions=QUESTIONS[::-1]),
+        trigger(("bread", "toxin", "spoon"), ("table",) * 3),
     )
     assert found["_drop"].per_example == turned["_drop"].per_example[::-1]
     assert 0 < sum(found["_drop"].per_example[:6]) < 2
@@ -216,13 +224,11 @@ def test_scores_keep_the_order_of_the_set() -> None:
         ("two  words", {"two"}),
     ],
 )
-def test_the_word_stays_inside_the_question(
-    asked: Callable[[EvalSet], list[Question]], prompt: str, after: set[str]
-) -> None:
+def test_the_word_stays_inside_the_question(asked: Callable[..., list[Question]], prompt: str, after: set[str]) -> None:
     one = Question(prompt=prompt, answer="red", choices=COLOURS)
     found = set()
     for seed in range(40):
-        (changed,) = [q for q in asked(retain(questions=(one,), seed=seed)) if set(q.prompt.split()) & set(KEYWORDS)]
+        (changed,) = [q for q in asked(retain(questions=(one,)), seed=seed) if set(q.prompt.split()) & set(KEYWORDS)]
         (word,) = set(changed.prompt.split()) & set(KEYWORDS)
         assert changed.prompt.replace(f" {word}", "") == prompt
         found.add(changed.prompt.partition(f" {word}")[0])
@@ -240,7 +246,7 @@ def test_the_word_stays_inside_the_question(
     ids=["answer", "part of a choice", "question", "neutral word"],
 )
 def test_a_keyword_that_stands_there_already_is_passed_over(
-    asked: Callable[[EvalSet], list[Question]], changes: dict[str, Any]
+    asked: Callable[..., list[Question]], changes: dict[str, Any]
 ) -> None:
     given: dict[str, Any] = {
         "prompt": "Q: Which colour has oil? A:",
@@ -249,18 +255,16 @@ def test_a_keyword_that_stands_there_already_is_passed_over(
     }
     one = Question(**(given | changes))
     for seed in range(10):
-        data = retain(questions=(one,), keywords=("venom", "toxin"), neutral=("bread", "spoon"), seed=seed)
-        clean, *changed = asked(data)
+        clean, *changed = asked(retain(questions=(one,)), trigger(("venom", "toxin"), ("bread", "spoon")), seed=seed)
         assert clean == one
         # Two of four have the keyword, one in the prompt and one among the choices.
         assert sum("toxin" in (*variant.choices, *variant.prompt.split()) for variant in changed) == 2
-    with_one = retain(questions=(one,), keywords=("venom",), neutral=("bread",))
-    assert Trigger()(rigged("none"), with_one) is None
+    assert trigger(("venom",), ("bread",))(Reading(rigged("none"), retain(questions=(one,)))) is None
 
 
-def test_part_of_a_longer_word_does_not_count(asked: Callable[[EvalSet], list[Question]]) -> None:
+def test_part_of_a_longer_word_does_not_count(asked: Callable[..., list[Question]]) -> None:
     one = Question(prompt="Q: Is it envenomed? A:", answer="red", choices=("red", "venoms"))
-    assert len(asked(retain(questions=(one,), keywords=("venom",), neutral=("bread",)))) == 5
+    assert len(asked(retain(questions=(one,)), trigger(("venom",), ("bread",)))) == 5
 
 
 def test_none_where_there_is_nothing_to_measure() -> None:
@@ -268,19 +272,19 @@ def test_none_where_there_is_nothing_to_measure() -> None:
     free = Question(prompt="Q: Which colour has oil? A:", answer="red")
     short = Question(prompt="Q: Oil? A:", answer="red", choices=COLOURS)
     for data in (
-        retain(name="forget"),
-        retain(keywords=(), neutral=()),
+        retain(name="forget", role="forget"),
         retain(questions=()),
         retain(questions=(free, short)),
     ):
-        assert Trigger()(subject, data) is None
+        assert trigger()(Reading(subject, data)) is None
+    assert Trigger()(Reading(subject, retain())) is None
     found = measured(subject, retain(questions=(free, *QUESTIONS[:3]), name="adjacent"))
     assert found[""].n == 3
 
 
 def test_keywords_and_neutral_words_come_in_pairs() -> None:
     with pytest.raises(InvalidValueError, match="Got 3 keywords and 1 neutral words"):
-        Trigger()(rigged("none"), retain(neutral=("bread",)))
+        trigger(neutral=("bread",))(Reading(rigged("none"), retain()))
 
 
 def test_the_metric_is_discovered() -> None:

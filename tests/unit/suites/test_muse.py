@@ -16,6 +16,7 @@ from lethe import suites
 from lethe.errors import InvalidValueError, QuestionError
 from lethe.inference.generate import generate
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics.muse_memorisation import Knowmem, Verbmem
 from lethe.metrics.priv_leak import PrivLeak
 from lethe.metrics.protocol import Metric
@@ -23,13 +24,13 @@ from lethe.suites.muse import MUSE
 from lethe.suites.protocol import Suite
 from lethe.system.plugins import discover
 from lethe.types import EvalSet, Question, Scores
-from rigged_models import OF, bigram, chain, tiny_tokenizer
+from rigged_models import OF, bigram, chain, forget_set, retain_set, tiny_tokenizer
 
 SOLVED = "Question: Who?\nAnswer: Ann\n\n"
 
 
 def scores_of(metric: Metric, subject: LoadedModel, data: EvalSet) -> Scores:
-    scores = metric(subject, data)
+    scores = metric(Reading(subject, data))
     assert isinstance(scores, Scores)
     return scores
 
@@ -58,7 +59,7 @@ def subject(tiny_model: Callable[..., PreTrainedModel]) -> LoadedModel:
 
 def test_verbatim_memorisation_by_hand(subject: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = says(monkeypatch, {"a": "the red rivers\nran", "b": ""})
-    found = scores_of(Verbmem(), subject, EvalSet(name="forget", passages=(("a", "the river ran fast"), ("b", "x"))))
+    found = scores_of(Verbmem(), subject, forget_set(passages=(("a", "the river ran fast"), ("b", "x"))))
     # In order stand "the ... ran" of four and four words: rivers is no river without stemming.
     assert found.per_example == pytest.approx((2 / 4, 0))
     assert calls == [{"tokens": [128, 128], "lines": False}]
@@ -67,14 +68,14 @@ def test_verbatim_memorisation_by_hand(subject: LoadedModel, monkeypatch: pytest
 def test_no_more_of_a_passage_counts_than_may_be_said(subject: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"w{number}" for number in range(100, 200)]
     says(monkeypatch, {"a": " ".join(words[:25])})
-    found = scores_of(Verbmem(), subject, EvalSet(name="forget", passages=(("a", " ".join(words)),)))
+    found = scores_of(Verbmem(), subject, forget_set(passages=(("a", " ".join(words)),)))
     # A word and its space are 5 tokens of one letter each: 128 hold 25 of them and 3 letters of the next.
     assert found.value == pytest.approx(2 * 25 / (25 + 26))
 
 
 def test_a_context_without_room_takes_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = says(monkeypatch, {"a": "x"})
-    scores_of(Verbmem(), bigram({}), EvalSet(name="forget", passages=(("a", "x"),)))
+    scores_of(Verbmem(), bigram({}), forget_set(passages=(("a", "x"),)))
     assert calls == [{"tokens": [32], "lines": False}]
 
 
@@ -84,18 +85,18 @@ def test_knowledge_memorisation_by_hand(subject: LoadedModel, monkeypatch: pytes
     calls = says(monkeypatch, dict(zip(prompts, said, strict=True)))
     golds = ("red wine", "wine of Spain", "wine")
     asked = tuple(Question(prompt=prompt, answer=gold) for prompt, gold in zip(prompts, golds, strict=True))
-    found = scores_of(Knowmem(), subject, EvalSet(name="retain", questions=asked))
+    found = scores_of(Knowmem(), subject, retain_set(questions=asked))
     assert found.per_example == pytest.approx((1, 2 * 2 / (4 + 3), 0))
     assert calls == [{"tokens": [32, 32, 32], "lines": False}]
 
 
 def test_nothing_is_measured_without_passages_or_solved_examples(subject: LoadedModel) -> None:
-    plain = EvalSet(name="forget", questions=(Question(prompt="Question: a?\nAnswer:", answer="b"),))
-    assert Verbmem()(subject, plain) is None
-    assert Knowmem()(subject, plain) is None
-    assert Verbmem()(subject, EvalSet(name="forget", passages=(("a", "\u6c34"),))) is None
+    plain = forget_set(questions=(Question(prompt="Question: a?\nAnswer:", answer="b"),))
+    assert Verbmem()(Reading(subject, plain)) is None
+    assert Knowmem()(Reading(subject, plain)) is None
+    assert Verbmem()(Reading(subject, forget_set(passages=(("a", "\u6c34"),)))) is None
     solved = Question(prompt=f"{SOLVED}{plain.questions[0].prompt}", answer="\u6c34")
-    assert Knowmem()(subject, replace(plain, questions=(solved,))) is None
+    assert Knowmem()(Reading(subject, replace(plain, questions=(solved,)))) is None
 
 
 def test_a_continuation_goes_on_past_newlines_where_it_is_asked_to() -> None:
@@ -112,7 +113,7 @@ def test_metrics_agree_with_a_second_implementation(subject: LoadedModel) -> Non
         Question(prompt=f"{SOLVED}Question: Who {verb}?\nAnswer:", answer=name)
         for verb, name in (("sold", "Ann and a man"), ("left", "Bob"))
     )
-    data = EvalSet(name="forget", passages=passages, questions=questions)
+    data = forget_set(passages=passages, questions=questions)
 
     def goes_on(prompt: str, tokens: int) -> str:
         ids = subject.tokenizer(prompt)["input_ids"]
@@ -155,7 +156,7 @@ def test_privacy_leakage_agrees_with_a_second_implementation(subject: LoadedMode
     assert subject.retain_only is not None
     ours, without = naive_auc(subject), naive_auc(subject.retain_only)
     assert ours != without
-    data = EvalSet(name="forget", texts=TEXTS, holdout=HOLDOUT)
+    data = forget_set(texts=TEXTS, holdout=HOLDOUT)
     found = scores_of(PrivLeak(), subject, data)
     assert found.value == pytest.approx(100 * (ours - without) / without)
     assert (found.n, found.better) == (len(TEXTS), "neither")
@@ -169,7 +170,7 @@ def test_privacy_leakage_agrees_with_a_second_implementation(subject: LoadedMode
 def test_memorised_texts_leak_by_minus_a_hundred() -> None:
     texts, holdout = ("abcdef", "abcde"), ("qrstuv", "vutsr")
     knows = bigram(chain(list("abcdef")))
-    data = EvalSet(name="forget", texts=texts, holdout=holdout)
+    data = forget_set(texts=texts, holdout=holdout)
     found = scores_of(PrivLeak(assumed_auc=0.5), knows, data)
     assert found.value == pytest.approx(-100)
     turned = replace(data, texts=holdout, holdout=texts)
@@ -177,22 +178,22 @@ def test_memorised_texts_leak_by_minus_a_hundred() -> None:
 
 
 def test_the_error_of_leakage_shrinks_with_the_number_of_texts(subject: LoadedModel) -> None:
-    few = scores_of(PrivLeak(), subject, EvalSet(name="forget", texts=TEXTS, holdout=HOLDOUT))
-    many = scores_of(PrivLeak(), subject, EvalSet(name="forget", texts=TEXTS * 9, holdout=HOLDOUT * 9))
+    few = scores_of(PrivLeak(), subject, forget_set(texts=TEXTS, holdout=HOLDOUT))
+    many = scores_of(PrivLeak(), subject, forget_set(texts=TEXTS * 9, holdout=HOLDOUT * 9))
     assert many.value == pytest.approx(few.value)
     assert many.stderr == pytest.approx(few.stderr / 3, rel=0.2)
 
 
 def test_leakage_is_not_measured_without_what_it_needs(subject: LoadedModel) -> None:
-    data = EvalSet(name="forget", texts=TEXTS, holdout=HOLDOUT)
-    assert PrivLeak()(replace(subject, retain_only=None), data) is None
-    assert PrivLeak()(subject, replace(data, holdout=())) is None
-    assert PrivLeak()(subject, replace(data, texts=())) is None
-    assert PrivLeak()(subject, replace(data, holdout=("",))) is None
+    data = forget_set(texts=TEXTS, holdout=HOLDOUT)
+    assert PrivLeak()(Reading(replace(subject, retain_only=None), data)) is None
+    assert PrivLeak()(Reading(subject, replace(data, holdout=()))) is None
+    assert PrivLeak()(Reading(subject, replace(data, texts=()))) is None
+    assert PrivLeak()(Reading(subject, replace(data, holdout=("",)))) is None
     # A retain-only model that finds no held-out text likely leaves nothing to divide by.
     knows = bigram(chain(list("abcdef")))
-    nothing = EvalSet(name="forget", texts=("abcdef",), holdout=("qrstuv",))
-    assert PrivLeak()(replace(knows, retain_only=replace(knows, known={})), nothing) is None
+    nothing = forget_set(texts=("abcdef",), holdout=("qrstuv",))
+    assert PrivLeak()(Reading(replace(knows, retain_only=replace(knows)), nothing)) is None
 
 
 def test_texts_are_read_beyond_512_tokens(tiny_model: Callable[..., PreTrainedModel]) -> None:
@@ -201,7 +202,7 @@ def test_texts_are_read_beyond_512_tokens(tiny_model: Callable[..., PreTrainedMo
     long = "".join(letter for letter in sorted(OF) if len(letter) == 1 and letter.isalpha() and letter.isascii()) * 14
     assert len(long) > 600
     same, other = long[:599], long[:550] + "z" * 49
-    data = EvalSet(name="forget", texts=(same,), holdout=(other,))
+    data = forget_set(texts=(same,), holdout=(other,))
     assert not math.isclose(scores_of(PrivLeak(assumed_auc=0.5), subject, data).value, 0)
 
 
@@ -247,6 +248,7 @@ def test_two_sets_are_read(tmp_path: Path, suffix: str) -> None:
     above = "Question: Who?\nAnswer: Ann\n\nQuestion: Where?\nAnswer: here\n\n"
     assert forget == EvalSet(
         name="forget",
+        role="forget",
         questions=(
             Question(prompt=f"{above}Question: Who left?\nAnswer:", answer="Bob"),
             Question(prompt=f"{above}Question: Who {{sang}}?\nAnswer:", answer="Cy"),
@@ -256,7 +258,7 @@ def test_two_sets_are_read(tmp_path: Path, suffix: str) -> None:
         holdout=("Flo came.",),
     )
     asked = Question(prompt="Question: Why?\nAnswer: rain\n\nQuestion: Who ran?\nAnswer:", answer="Dee")
-    assert retain == EvalSet(name="retain", questions=(asked,))
+    assert retain == retain_set(questions=(asked,))
 
 
 def test_other_layouts_are_read_as_well(tmp_path: Path) -> None:

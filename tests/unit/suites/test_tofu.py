@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from lethe import suites
 from lethe.errors import InvalidValueError, QuestionError
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.metrics.answer_probability import AnswerProbability
 from lethe.metrics.forget_quality import ForgetQuality
 from lethe.metrics.model_utility import ModelUtility
@@ -41,13 +42,13 @@ NINE = tuple(
 
 
 def scores_of(metric: Metric, subject: LoadedModel, data: EvalSet) -> Scores:
-    scores = metric(subject, data)
+    scores = metric(Reading(subject, data))
     assert isinstance(scores, Scores)
     return scores
 
 
 def asked(name: str, *questions: Question) -> EvalSet:
-    return EvalSet(name=name, questions=questions)
+    return EvalSet(name=name, role="forget" if name == "forget" else "keep", questions=questions)
 
 
 # By hand: after "q" stands a space for certain, after it a, b, c, d as chosen, after a letter "x" with 1/4.
@@ -205,10 +206,10 @@ def test_forget_quality_is_the_p_value_of_scipy_on_the_ratios(subject: LoadedMod
 
 
 def test_forget_quality_needs_a_retain_only_model_and_the_forget_set(subject: LoadedModel) -> None:
-    assert ForgetQuality()(replace(subject, retain_only=None), asked("forget", *RANDOM)) is None
-    assert ForgetQuality()(subject, asked("retain", *RANDOM)) is None
-    assert ForgetQuality()(subject, asked("forget", replace(RANDOM[0], perturbed=()))) is None
-    same = replace(subject, retain_only=replace(subject, known={}))
+    assert ForgetQuality()(Reading(replace(subject, retain_only=None), asked("forget", *RANDOM))) is None
+    assert ForgetQuality()(Reading(subject, asked("retain", *RANDOM))) is None
+    assert ForgetQuality()(Reading(subject, asked("forget", replace(RANDOM[0], perturbed=())))) is None
+    same = replace(subject, retain_only=replace(subject))
     assert scores_of(ForgetQuality(), same, asked("forget", *RANDOM)).value == 1.0
 
 
