@@ -18,6 +18,7 @@ import tyro
 
 from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, RunConfig, SteeringMethod, unlearn
 from lethe.evaluation import eval_sets
+from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.refusal import RefusalRate
@@ -88,7 +89,7 @@ def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, spli
     found: dict[str, float] = {"seconds": seconds}
     for data in sets(split):
         for name, metric in METRICS.items():
-            scores = metric(subject, data)
+            scores = metric(Reading(subject, data))
             if isinstance(scores, Scores):
                 found[f"{data.name} {name}"] = scores.value
     return found | {"DS": math.hypot(found["forget R1"], 1 - found["retain R1"])}
