@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe import RMU, AdaptiveRMU, Gradient, LayerSlice, LoadedModel, RunConfig, SteeringMethod
+from lethe.evaluation.eval_sets import ROLES
 from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
@@ -43,7 +44,7 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: 
     subject = LoadedModel(model=model, tokenizer=tokenizer)
     found = {}
     for name, asked in questions(split).items():
-        data = EvalSet(name=name, questions=asked, scoring="cloze")
+        data = EvalSet(name=name, role=ROLES[name], questions=asked, scoring="cloze")
         for column, metric in (("MC", MultipleChoice()), ("EM", ExactMatch())):
             scores = metric(Reading(subject, data))
             if scores is not None:
