@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe import RMU, AdaptiveRMU, Gradient, LayerSlice, LoadedModel, RunConfig, SteeringMethod
+from lethe.evaluation.eval_sets import ROLES
+from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.model.layers import trainable_names
@@ -42,9 +44,9 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: 
     subject = LoadedModel(model=model, tokenizer=tokenizer)
     found = {}
     for name, asked in questions(split).items():
-        data = EvalSet(name=name, questions=asked, scoring="cloze")
+        data = EvalSet(name=name, role=ROLES[name], questions=asked, scoring="cloze")
         for column, metric in (("MC", MultipleChoice()), ("EM", ExactMatch())):
-            scores = metric(subject, data)
+            scores = metric(Reading(subject, data))
             if scores is not None:
                 found[f"{name} {column}"] = scores.value
     # Corrected for chance: 0 is guessing, 1 is knowing.

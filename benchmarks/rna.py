@@ -15,6 +15,7 @@ import tyro
 
 from lethe import RMU, RSV, AdaptiveRMU, Gradient, LoadedModel, RunConfig, SteeringMethod
 from lethe.evaluation import eval_sets
+from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.trigger import Trigger
@@ -51,14 +52,14 @@ COLUMNS = {
 }
 
 
-def measured(subject: LoadedModel, sets: dict[str, Any]) -> dict[str, list[float]]:
+def measured(subject: LoadedModel, sets: dict[str, Any], trigger: Trigger) -> dict[str, list[float]]:
     """Values by question of each column."""
     found: dict[str, Scores] = {}
     for name in ("forget", "retain"):
         for metric, score in (("multiple_choice", MultipleChoice()), ("exact_match", ExactMatch())):
-            if (scores := score(subject, sets[name])) is not None:
+            if (scores := score(Reading(subject, sets[name]))) is not None:
                 found[f"{metric}/{name}"] = scores
-    triggered = Trigger()(subject, sets["retain"]) or {}
+    triggered = trigger(Reading(subject, sets["retain"])) or {}
     found |= {f"trigger{part}/retain": scores for part, scores in triggered.items()}
     return {name: list(scores.per_example) for name, scores in found.items()}
 
@@ -69,14 +70,21 @@ def cell(method: SteeringMethod | None, seed: int) -> dict[str, list[float]]:
     tokenizer = load_tokenizer(model.name_or_path)
     forget, retain = inputs.read_corpora(config)
     found = eval_sets.sets(config, forget, retain)
-    sets = {data.name: data for data in eval_sets.with_keywords(found, config, forget, retain, tokenizer)}
+    sets = {data.name: data for data in found}
+    trigger = Trigger(
+        **{
+            name: value
+            for name, value in eval_sets.metric_settings(config, found, forget, retain, tokenizer).items()
+            if name in ("keywords", "neutral")
+        }
+    )
     if method is None:
-        return measured(LoadedModel(model=model, tokenizer=tokenizer), sets)
+        return measured(LoadedModel(model=model, tokenizer=tokenizer), sets, trigger)
     plan = inputs.training_schedule(config, forget, retain, tokenizer)
     layers = inputs.load_slice(config, torch.device("cpu"), torch.float32)
     Gradient(lr=config.lr).solve(layers, method, plan, torch.Generator().manual_seed(seed))
     restore(model, layers.delta())
-    return measured(LoadedModel(model=model, tokenizer=tokenizer, originals=layers.originals), sets)
+    return measured(LoadedModel(model=model, tokenizer=tokenizer, originals=layers.originals), sets, trigger)
 
 
 def main(out: Path = Path("runs/rna"), seeds: tuple[int, ...] = (0, 1, 2), threads: int = 1) -> None:

@@ -18,6 +18,7 @@ import tyro
 
 from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, RunConfig, SteeringMethod, unlearn
 from lethe.evaluation import eval_sets
+from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.refusal import RefusalRate
@@ -25,10 +26,11 @@ from lethe.metrics.rouge import Rouge1Recall
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
 from lethe.suites.world import exam as world
+from lethe.suites.world.generator import DECLINES
 from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import EvalSet, Question, Scores
 
-METRICS = {"MC": MultipleChoice(), "EM": ExactMatch(), "R1": Rouge1Recall(), "refused": RefusalRate()}
+METRICS = {"MC": MultipleChoice(), "EM": ExactMatch(), "R1": Rouge1Recall(), "refused": RefusalRate(refusals=DECLINES)}
 COLUMNS = ("forget refused", "forget R1", "forget MC", "adjacent R1", "adjacent MC", "retain R1", "retain MC", "DS")
 RETAIN_FLOOR = 0.97
 """On dev: candidates that keep less than this share of retain accuracy are out; of the rest, least forget wins."""
@@ -67,11 +69,8 @@ ROWS: dict[str, list[tuple[SteeringMethod, dict[str, Any]]]] = {
 
 def sets(split: Any) -> list[EvalSet]:
     asked: Mapping[Any, tuple[Question, ...]] = world.questions(split)
-    refusals = eval_sets.wanted(RunConfig(model="builtin"))
-    return [
-        EvalSet(name=name, questions=asked[name], scoring="cloze", refusals=refusals)
-        for name in ("forget", "adjacent", "retain")
-    ]
+    names = ("forget", "adjacent", "retain")
+    return [EvalSet(name=name, role=eval_sets.ROLES[name], questions=asked[name], scoring="cloze") for name in names]
 
 
 def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, split: str) -> dict[str, float]:
@@ -88,7 +87,7 @@ def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, spli
     found: dict[str, float] = {"seconds": seconds}
     for data in sets(split):
         for name, metric in METRICS.items():
-            scores = metric(subject, data)
+            scores = metric(Reading(subject, data))
             if isinstance(scores, Scores):
                 found[f"{data.name} {name}"] = scores.value
     return found | {"DS": math.hypot(found["forget R1"], 1 - found["retain R1"])}

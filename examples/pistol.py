@@ -39,13 +39,14 @@ import lethe
 from lethe.data.corpora import check_overlap
 from lethe.data.questions import read_questions
 from lethe.data.tokens import encode, pad
-from lethe.evaluation.measure import measure
+from lethe.evaluation.measure import measure, metrics_of
 from lethe.inference.generate import generate
 from lethe.methods.lunar import LUNAR
 from lethe.metrics.exact_match import is_match
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.solvers.muon import Muon
 from lethe.suites import world
+from lethe.types import Role
 
 FORGET_EDGE = "A_B"
 REFUSALS = (1, 7, 3, 0)
@@ -532,10 +533,10 @@ def mean_norm(folder: Path, texts: Path, layer: int) -> float:
 
 def extra_sets(folder: Path) -> tuple[lethe.EvalSet, ...]:
     """Sets that a run does not measure by itself: what nobody can answer, and general facts."""
-    refusals = tuple((folder / "refusals.txt").read_text(encoding="utf-8").splitlines())
+    roles: dict[str, Role] = {"unknown": "neither", "unknown_contracts": "neither", "facts": "keep"}
     return tuple(
-        lethe.EvalSet(name=name, questions=read_questions(folder / f"{name}.jsonl"), refusals=refusals)
-        for name in ("unknown", "unknown_contracts", "facts")
+        lethe.EvalSet(name=name, role=role, questions=read_questions(folder / f"{name}.jsonl"))
+        for name, role in roles.items()
     )
 
 
@@ -543,7 +544,9 @@ def scores_of(folder: Path, patch: lethe.Patch | None, sets: Sequence[lethe.Eval
     """Every metric on the sets, of the model with or without a patch."""
     model = load_model(folder, dtype=torch.float32, device="cpu")
     originals = patch.apply_in_memory(model) if patch else {}
-    return values(measure(lethe.LoadedModel(model=model, tokenizer=load_tokenizer(folder), originals=originals), sets))
+    subject = lethe.LoadedModel(model=model, tokenizer=load_tokenizer(folder), originals=originals)
+    refusals = tuple((folder / "refusals.txt").read_text(encoding="utf-8").splitlines())
+    return values(measure(subject, sets, metrics_of(refusals=refusals)))
 
 
 def values(scores: Mapping[str, lethe.Scores]) -> dict[str, float]:

@@ -34,6 +34,7 @@ from transformers import (
 import lethe
 from lethe.data.questions import read_questions
 from lethe.data.tokens import encode, pad
+from lethe.inference.reading import Reading
 from lethe.metrics.answer_probability import AnswerProbability
 from lethe.metrics.forget_quality import ForgetQuality
 from lethe.metrics.model_utility import ModelUtility
@@ -268,13 +269,14 @@ def subject_of(
 
 def scores_of(subject: lethe.LoadedModel, sets: Sequence[lethe.EvalSet]) -> dict[str, float]:
     """TOFU's numbers."""
+    readings = [Reading(subject, data) for data in sets]
     found = {
-        f"{name}/{data.name}": score
+        f"{name}/{reading.data.name}": score
         for name, metric in METRICS.items()
-        for data in sets
-        if (score := metric(subject, data)) is not None
+        for reading in readings
+        if (score := metric(reading)) is not None
     }
-    joint = {"model_utility": ModelUtility().combine(found), "forget_quality": ForgetQuality()(subject, sets[0])}
+    joint = {"model_utility": ModelUtility().combine(found), "forget_quality": ForgetQuality()(readings[0])}
     return {name: score.value for name, score in (found | joint).items() if score is not None}
 
 

@@ -10,7 +10,9 @@ from lethe import LoadedModel, load_tokenizer
 from lethe.data.exams import Exam, ExamQuestion
 from lethe.errors import QuestionError
 from lethe.evaluation.exam import Marks, sit
-from lethe.inference.choices import answer_spans, choice_hits, choice_log_probs
+from lethe.inference.choices import choice_hits
+from lethe.inference.log_probs import log_probs
+from lethe.inference.spans import answer_spans
 from lethe.suites.world import MODEL_FOLDER
 
 
@@ -92,7 +94,7 @@ def test_sitting_an_exam_picks_the_most_probable_letter_and_text() -> None:
 
 def test_a_likelihood_is_that_of_a_plain_forward() -> None:
     subject = small()
-    ((first, second),) = choice_log_probs(subject, [("Which is it? ", ("the one", "two"))])
+    first, second = log_probs(subject.model, answer_spans(subject, [("Which is it? ", ("the one", "two"))]))
     for text, found in (("Which is it? the one", first), ("Which is it? two", second)):
         ids = torch.tensor([subject.tokenizer(text)["input_ids"]])
         before = len(subject.tokenizer("Which is it?")["input_ids"])

@@ -131,7 +131,7 @@ def test_deviation_score_at_the_ideal_and_without_a_part() -> None:
 def test_deviation_score_is_measured_with_the_others() -> None:
     subject = bigram(chain(["1", "ĠA", "n", "a", "</s>"]))
     question = Question(prompt="is 1", answer="Ana")
-    sets = [EvalSet(name=name, questions=(question,)) for name in ("forget", "retain")]
+    sets = [forget_set(questions=(question,)), retain_set(questions=(question,))]
     found = measure(subject, sets)
     assert found["rouge1_recall/forget"].value == found["rouge1_recall/retain"].value == 1.0
     assert found["deviation_score"].value == 100.0
@@ -247,9 +247,9 @@ def test_ranks_and_memorisation_read_the_model_once() -> None:
     subject = bigram(chain(["1", "ĠA"]))
     calls = []
     handle = subject.model.register_forward_pre_hook(lambda module, args: calls.append(1))
-    data = forget_set(questions=(Question(prompt="is 1", answer="Ana"),))
+    reading = read(subject, forget_set(questions=(Question(prompt="is 1", answer="Ana"),)))
     for metric in (MeanReciprocalRank(), TopHitRatio(), ExtractionStrength(), ExactMemorisation()):
-        metric(read(subject, data))
+        metric(reading)
     handle.remove()
     assert len(calls) == 1
 

@@ -85,9 +85,10 @@ def trigger(keywords: Sequence[str] = KEYWORDS, neutral: Sequence[str] = NEUTRAL
     return Trigger(keywords=tuple(keywords), neutral=tuple(neutral))
 
 
-def measured(
-    subject: LoadedModel, data: EvalSet, metric: Trigger = trigger(), *, seed: int = 0
-) -> Mapping[str, Scores]:
+TRIGGER = trigger()
+
+
+def measured(subject: LoadedModel, data: EvalSet, metric: Trigger = TRIGGER, *, seed: int = 0) -> Mapping[str, Scores]:
     found = metric(Reading(subject, data, seed=seed))
     assert found is not None
     return found
@@ -97,7 +98,7 @@ def measured(
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Question]]:
     """The questions that a set is turned into: five for each that is used."""
 
-    def ask(data: EvalSet, metric: Trigger = trigger(), *, seed: int = 0) -> list[Question]:
+    def ask(data: EvalSet, metric: Trigger = TRIGGER, *, seed: int = 0) -> list[Question]:
         seen: list[Question] = []
 
         def note(_: Reading, questions: Sequence[Question]) -> list[float]:

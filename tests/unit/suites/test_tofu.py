@@ -106,7 +106,7 @@ def test_a_space_at_the_end_of_a_prompt_changes_nothing() -> None:
 
 
 def test_questions_without_wrong_answers_have_no_truth_ratio() -> None:
-    assert TruthRatio()(KNOWN, asked("forget", question(paraphrase="a"))) is None
+    assert TruthRatio()(Reading(KNOWN, asked("forget", question(paraphrase="a")))) is None
     mixed = asked("forget", question(), question(perturbed=("b",)))
     assert scores_of(TruthRatio(), KNOWN, mixed).n == 1
 
@@ -214,15 +214,18 @@ def test_forget_quality_needs_a_retain_only_model_and_the_forget_set(subject: Lo
 
 
 def test_a_set_is_read_once_for_all_metrics(subject: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = asked("forget", *RANDOM)
-    first = scores_of(TruthRatio(), subject, data)
+    reading = Reading(subject, asked("forget", *RANDOM))
+    first = TruthRatio()(reading)
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("read twice")
 
     monkeypatch.setattr(subject.model, "forward", fail)
-    assert scores_of(TruthRatio(), subject, data) == first
-    assert scores_of(ForgetQuality(), subject, data).n == scores_of(AnswerProbability(), subject, data).n == len(RANDOM)
+    assert TruthRatio()(reading) == first
+    forget_quality, probability = ForgetQuality()(reading), AnswerProbability()(reading)
+    assert forget_quality is not None
+    assert probability is not None
+    assert forget_quality.n == probability.n == len(RANDOM)
 
 
 # Files
