@@ -40,8 +40,9 @@ from lethe.runs.config import RunConfig
 from lethe.runs.run_folder import RunFolder
 from lethe.solvers.gradient import Gradient
 from lethe.solvers.training_state import Checkpoint
-from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
+from lethe.suites.world.settings import BUILTIN, OF_METHODS, ON_BUILTIN
 from lethe.system import machine
+from lethe.system.plugins import kebab
 from lethe.system.progress import Progress
 from lethe.types import Batch, EvalSet, HistoryRow, Question
 
@@ -165,7 +166,7 @@ class Bench:
 
     def method(self, kind: type[Kind], settings: Mapping[str, Any]) -> Kind:
         """A method with the built-in model's own settings, or the alpha of the run, and these on top."""
-        own: dict[str, Any] = dict(kind.on_builtin) if self.config.model == BUILTIN else {}
+        own: dict[str, Any] = dict(OF_METHODS.get(kebab(kind.__name__), {})) if self.config.model == BUILTIN else {}
         if self.method_of_run is not None:
             own["alpha"] = self.method_of_run.alpha
         return kind(**(own | dict(settings)))

@@ -17,7 +17,7 @@ from lethe.errors import RunFolderError, UnknownNameError, UsageError
 from lethe.methods.protocol import SteeringMethod
 from lethe.runs import config_file
 from lethe.runs.config import RunConfig
-from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
+from lethe.suites.world.settings import BUILTIN, OF_METHODS, ON_BUILTIN
 from lethe.system import plugins
 
 # Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
@@ -188,8 +188,9 @@ def defaults(method: str, model: str) -> tuple[SteeringMethod, RunConfig]:
     if model != BUILTIN:
         return kind(), RunConfig(model=model, **kind.settings)
     own = {field.name for field in dataclasses.fields(kind)}
-    fields = {name: value for name, value in kind.on_builtin.items() if name in own}
-    rest = {name: value for name, value in kind.on_builtin.items() if name not in own}
+    suited = OF_METHODS.get(plugins.kebab(kind.__name__), {})
+    fields = {name: value for name, value in suited.items() if name in own}
+    rest = {name: value for name, value in suited.items() if name not in own}
     return kind(**fields), RunConfig(model=model, **{**ON_BUILTIN, **kind.settings, **rest})
 
 

@@ -27,10 +27,6 @@ class SteeringMethod:
     source: ClassVar[str] = ""
     """The paper, and the section or equation, that the method comes from."""
 
-    on_builtin: ClassVar[Mapping[str, Any]] = {}
-    """Settings that suit the small built-in model, by field of the method or of RunConfig; they are the command line's
-    defaults for it."""
-
     coefficient: ClassVar[str] = "steering_coeff"
     """The field that the forget target is linear in: raising it steers further."""
 

@@ -65,9 +65,7 @@ def read_corpora(config: RunConfig, *, required: bool = True) -> tuple[dict[str,
             forget |= _builtin_topics(source, exam.forget_texts()) if has_world else {}
             continue
         name = _unused(Path(source).stem, forget)
-        # The published code takes the raw line, JSON quotes and all, unless a file's name says that it is its biology.
-        raw_lines = config.as_published and source.endswith(".jsonl") and "bio-forget-corpus" not in source
-        forget[name] = read_texts(source, text_field=config.text_field, raw_lines=raw_lines)
+        forget[name] = read_texts(source, text_field=config.text_field, raw_lines=config.as_published)
     if "retain" in own:
         retain = read_texts(data_folder.retain_file(own["retain"]), text_field=config.text_field)
     elif config.retain == BUILTIN:
