@@ -130,7 +130,7 @@ def test_defaults_are_those_that_suit_the_model(model: str, lethe: Lethe) -> Non
     foreign = json.loads(lethe(f"unlearn adaptive-rmu {model} --layer 2 --dry-run --json"))
     for name, value in {"layer": 5, "steps": 100, "batch_size": 8, "max_length": [128], "lr": 1e-2}.items():
         assert own["run"][name] == value
-    assert own["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU(**AdaptiveRMU.on_builtin))}
+    assert own["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU(**settings_module.OF_METHODS["adaptive-rmu"]))}
     for name, value in {"steps": 150, "batch_size": 4, "max_length": [512], "lr": 5e-5}.items():
         assert foreign["run"][name] == value
     assert foreign["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU())}

@@ -26,7 +26,8 @@ from lethe.runs import config_file as configs
 from lethe.runs.config import RunConfig
 from lethe.solvers.gradient import Gradient
 from lethe.solvers.training_state import Checkpoint
-from lethe.system.plugins import discover
+from lethe.suites.world.settings import OF_METHODS
+from lethe.system.plugins import discover, kebab
 from lethe.types import Activation, Batch, State, Topic
 
 METHODS = discover(methods)
@@ -147,10 +148,11 @@ def test_every_setting_is_explained(kind: type[SteeringMethod]) -> None:
 
 
 def test_what_suits_the_built_in_model_are_settings_of_it(kind: type[SteeringMethod]) -> None:
+    suited = OF_METHODS.get(kebab(kind.__name__), {})
     own = {field.name for field in dataclasses.fields(kind)}
     of_run = {field.name for field in dataclasses.fields(RunConfig)}
-    assert dataclasses.replace(kind(), **{name: value for name, value in kind.on_builtin.items() if name in own})
-    rest = {name: value for name, value in kind.on_builtin.items() if name not in own}
+    assert dataclasses.replace(kind(), **{name: value for name, value in suited.items() if name in own})
+    rest = {name: value for name, value in suited.items() if name not in own}
     assert set(rest) <= of_run
     assert RunConfig(model="builtin", **{**kind.settings, **rest})
 

@@ -12,7 +12,6 @@ from lethe.analyses.workbench import open_bench
 from lethe.cli import progress_bars, tables
 from lethe.cli.console import NOTES, RESULT, Json, examples, parse, print_json
 from lethe.errors import UnknownNameError
-from lethe.suites.world.settings import BUILTIN
 from lethe.system import plugins as configs
 from lethe.system.machine import explaining_memory, threads
 from lethe.system.plugins import discover
@@ -73,18 +72,17 @@ def analyze(argv: list[str]) -> None:
     )
     on: _On = chosen.on
     given = {key: value for key, value in vars(on).items() if key not in ("target", "out") and value not in (None, ())}
-    count = 1 if on.target == BUILTIN else None
     with (
         progress_bars.Bars(NOTES) as progress,
         explaining_memory(f"with {on.target} loaded whole.\nPass --dtype bfloat16."),
-        threads(count),
     ):
         bench = open_bench(on.target, given, progress)
-        if name == "all":
-            findings, missing = analyze_all(bench, {key: kind() for key, kind in known.items()}, on.out)
-        else:
-            findings, missing = {name: chosen.analysis(bench)}, {}
-            write(findings[name], on.out)
+        with threads(bench.config.base.threads):
+            if name == "all":
+                findings, missing = analyze_all(bench, {key: kind() for key, kind in known.items()}, on.out)
+            else:
+                findings, missing = {name: chosen.analysis(bench)}, {}
+                write(findings[name], on.out)
     if chosen.as_json:
         readings = {key: finding.reading for key, finding in findings.items()}
         print_json({"readings": readings, "not measured": missing, "out": str(on.out)})

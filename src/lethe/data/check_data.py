@@ -16,6 +16,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from lethe.data import data_folder
+from lethe.data.corpora import STAND_INS
 from lethe.data.data_folder import Row
 from lethe.data.near_duplicates import GRAM, NEAR, Grams, Index, Words, contained, near_duplicates, union
 from lethe.errors import CorpusError, UsageError
@@ -307,7 +308,9 @@ def _noting(where: str, findings: list[Finding]) -> Iterator[None]:
     except UsageError as error:
         # The place is named already.
         what = str(error).removeprefix(where).lstrip(",: ")
-        findings.append(Finding(level="stop", where=where, what=f"{what}{_stand_in(where)}"))
+        missed = not Path(where).suffix
+        hints = "".join(f"\n{hint}" for name, hint in STAND_INS.items() if missed and name in where)
+        findings.append(Finding(level="stop", where=where, what=what + hints))
 
 
 def _about_questions(
@@ -356,13 +359,3 @@ def _answered(questions: Sequence[Question], texts: Sequence[str], words: Words)
         if n and contained(words.first(one.answer, n), grams[n]) > 0:
             return True
     return False
-
-
-def _stand_in(source: str) -> str:
-    """What may take the place of a dataset that is not given to everybody."""
-    if "bio-forget-corpus" not in source or Path(source).suffix:
-        return ""
-    return (
-        "\nWMDP's biology forget corpus is given on request only. Its cyber forget corpus is public and can stand in, "
-        "as can any .jsonl of yours; numbers from a stand-in are not comparable with published ones."
-    )

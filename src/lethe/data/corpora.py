@@ -24,6 +24,19 @@ FILE_SUFFIXES = (*TABLES, ".txt")
 KINDS = "a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split"
 
 
+PARSED = "bio-forget-corpus"
+"""Part of the name of the one corpus whose JSON the published RMU code parses; of others it trains on the raw lines."""
+
+
+STAND_INS: Mapping[str, str] = {
+    "bio-forget-corpus": (
+        "WMDP's biology forget corpus is given on request only. Its cyber forget corpus is public and can stand in, "
+        "as can any .jsonl of yours; numbers from a stand-in are not comparable with published ones."
+    ),
+}
+"""By a part of its name, what may take the place of a hub dataset that is not given to everybody."""
+
+
 def read_texts(source: str | Path, *, text_field: str = "text", raw_lines: bool = False) -> list[str]:
     """The texts of a corpus, in its order, blank ones left out.
 
@@ -31,7 +44,7 @@ def read_texts(source: str | Path, *, text_field: str = "text", raw_lines: bool 
     gives its paragraphs, the blocks between blank lines, as they stand. A folder that `datasets` can read, or a hub
     dataset as `name:config:split`, gives its column `text_field`. `raw_lines` takes the line of a `.jsonl`
     itself as the text, line end included: the published RMU code trains on quotes, escapes and key names of
-    every corpus but its biology one. (That code keeps whitespace-only rows as well; Lethe never does.)
+    every corpus but its biology one (PARSED). (That code keeps whitespace-only rows as well; Lethe never does.)
     Raises: CorpusError.
     """
     path = Path(source).expanduser()
@@ -84,7 +97,7 @@ def _file_texts(path: Path, text_field: str, raw_lines: bool) -> Iterator[str]:
         for has_text, block in itertools.groupby(lines, key=lambda line: bool(line.strip())):
             if has_text:
                 yield "\n".join(block)
-    elif suffix == ".jsonl" and raw_lines:
+    elif suffix == ".jsonl" and raw_lines and PARSED not in str(path):
         yield from io.StringIO(decoded(path, CorpusError).replace("\r\n", "\n"))
     elif suffix in TABLES:
         yield from (text for _, _, text in text_rows(path, text_field))

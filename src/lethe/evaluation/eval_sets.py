@@ -1,4 +1,4 @@
-"""What a run is measured on: questions and texts of each set, from its files, its prompts or the built-in world."""
+"""What a run is measured on: questions and texts of each set, from its files, its prompts or the suite of its model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,10 +11,10 @@ from lethe.data import data_folder, keywords, prompts
 from lethe.data.batches import Corpora
 from lethe.data.corpora import in_turn, read_texts
 from lethe.data.questions import read_questions, subset
-from lethe.data.settings import BUILTIN, DataSettings
+from lethe.data.settings import DataSettings
 from lethe.errors import CorpusError
 from lethe.evaluation.settings import EvalSettings
-from lethe.suites.world import exam, generator
+from lethe.suites.protocol import with_model
 from lethe.types import EvalSet, Question, Role
 
 TEXTS = 64
@@ -35,7 +35,7 @@ def sets(
     evaluation: EvalSettings,
     corpora: Corpora,
 ) -> tuple[EvalSet, ...]:
-    """What a model is measured on: question files and the first rows of its corpora, or the built-in model's exam.
+    """What a model is measured on: question files and the first rows of its corpora, or the exam of its model's suite.
 
     Where prompts with answers were read and no question file is named, these prompts are the questions.
 
@@ -44,11 +44,13 @@ def sets(
     forget, retain = corpora.texts()
     texts = {"forget": in_turn(list(forget.values())), "retain": retain}
     questions: dict[str, Sequence[Question]] = {}
-    if model == BUILTIN:
-        questions |= exam.questions(evaluation.split)
-        questions["forget"] = [question for question in questions["forget"] if question.topic in forget or not forget]
-        texts["adjacent"] = exam.adjacent_texts()
-    # The built-in model has questions of its own, but none on prompts that a user brought.
+    suite = with_model(model, split=evaluation.split)
+    own = {data.name: data for data in suite.sets()} if suite is not None else {}
+    for name, asked in own.items():
+        questions[name] = [one for one in asked.questions if name != "forget" or one.topic in forget or not forget]
+        if asked.texts:
+            texts.setdefault(name, list(asked.texts))
+    # A suite's model has questions of its own, but none on prompts that a user brought.
     questions |= {name: asked for name, asked in corpora.questions().items() if not questions.get(name)}
     if data.data is not None:
         questions |= data_folder.questions(data.data)
@@ -67,7 +69,7 @@ def sets(
             role=ROLES[name],
             questions=tuple(questions.get(name, ())),
             texts=tuple(texts.get(name, ())[:TEXTS]),
-            scoring="cloze" if model == BUILTIN else evaluation.scoring,
+            scoring=own[name].scoring if name in own else evaluation.scoring,
             holdout=held_out if name == "forget" else (),
         )
         for name in ROLES
@@ -145,10 +147,11 @@ def never_seen(holdout: Path | None, forget: Sequence[str], text_field: str = "t
 
 
 def wanted(model: str, refusals: Path | None) -> tuple[str, ...]:
-    """The refusals that are wanted: lines of a file, or how the built-in model declines; empty for a common list.
+    """The refusals that are wanted: lines of a file, or how a suite's model declines; empty for a common list.
 
     Raises: CorpusError.
     """
     if refusals is not None:
         return tuple(row.prompt for row in prompts.read_prompts(refusals))
-    return generator.DECLINES if model == BUILTIN else ()
+    suite = with_model(model)
+    return suite.refusals if suite is not None else ()

@@ -8,7 +8,6 @@ from typing import Any
 
 from lethe.errors import RunFolderError
 from lethe.report.record import WRONG, examples, hashes, read_examples, read_json, read_run, scores
-from lethe.suites.world.settings import BUILTIN
 from lethe.types import EvalSet, Scores
 
 ASKED = (
@@ -34,8 +33,6 @@ class Measured:
     settings: dict[str, Any] | None = None
     """Method and config of a run, without seed and folder; None for a result of `lethe eval`."""
     seed: int | None = None
-    asked: dict[str, Any] = field(default_factory=dict)
-    """Of a run, its settings of ASKED."""
     measured_on: dict[str, str] = field(default_factory=dict)
     """Hash of what each score was measured on, by `metric/set`, where it was written."""
 
@@ -68,10 +65,7 @@ def read(path: Path) -> Measured:
 def same_questions(one: Measured, other: Measured, name: str) -> bool:
     """Whether two scores are known to be measured on the same questions in the same order."""
     hashes = one.measured_on.get(name), other.measured_on.get(name)
-    if None not in hashes:
-        return hashes[0] == hashes[1]
-    # Built-in questions are asked of the built-in model only.
-    return one.settings is not None and one.asked == other.asked and (one.model == BUILTIN) == (other.model == BUILTIN)
+    return None not in hashes and hashes[0] == hashes[1]
 
 
 def _read_folder(path: Path) -> Measured:
@@ -90,7 +84,6 @@ def _read_folder(path: Path) -> Measured:
         after=_with_examples(run.after, kept["after"]),
         settings={"model": run.model, "method": run.method["name"], "fields": run.method["fields"], "config": plain},
         seed=run.config.get("seed"),
-        asked={name: run.config.get(name) for name in ASKED},
         measured_on=run.measured_on,
     )
 

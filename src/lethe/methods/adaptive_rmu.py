@@ -1,6 +1,5 @@
 """Adaptive RMU: RMU whose target length follows the norm of the untouched forget activation."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -22,7 +21,6 @@ class AdaptiveRMU(SteeringMethod):
         "Dang et al. 2025, On Effects of Steering Latent Representation, arXiv 2408.06223, section 5"
     )
     coefficient: ClassVar[str] = "beta"
-    on_builtin: ClassVar[Mapping[str, float]] = {"beta": 2.0, "alpha": 10.0}
 
     beta: float = 5.0
     """Length of the forget target as a multiple of the untouched activation's norm; the paper tries 2, 3, 5, 10."""

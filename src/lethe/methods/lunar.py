@@ -21,7 +21,6 @@ class LUNAR(Shift):
     source: ClassVar[str] = "Shen et al. 2025, LUNAR, arXiv 2502.07218; facebookresearch/LUNAR"
     reads: ClassVar[Literal["texts", "prompts"]] = "prompts"
     settings: ClassVar[Mapping[str, Any]] = {"solver": "ridge"}
-    on_builtin: ClassVar[Mapping[str, Any]] = {"alpha": 10.0, "layer": 8, "lam": 1e-2}
 
     steering_coeff: float = 2.0
     """Multiple of the mean difference that is added."""

@@ -1,6 +1,5 @@
 """RMU: steer forget activations to one fixed random vector per topic."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,7 +18,6 @@ class RMU(SteeringMethod):
     """Steer forget activations to steering_coeff * u, u a random unit direction per topic."""
 
     source: ClassVar[str] = "Li et al. 2024, The WMDP Benchmark, arXiv 2403.03218, section 4"
-    on_builtin: ClassVar[Mapping[str, float]] = {"steering_coeff": 160.0, "alpha": 10.0}
 
     steering_coeff: float = 6.5
     """Length c of the forget target, in the units of the activation; above the norm of forget tokens at the layer."""

@@ -1,6 +1,5 @@
 """RSV: add one random vector to forget activations."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,7 +18,6 @@ class RSV(Shift):
     """Steer forget activations to h0 + steering_coeff * v, v a random unit direction per topic."""
 
     source: ClassVar[str] = "Huu-Tien et al. 2025, arXiv 2501.19202 (RNA); huutiendang/llmu-robustness, trainer rsv"
-    on_builtin: ClassVar[Mapping[str, float]] = {"steering_coeff": 320.0, "alpha": 10.0}
 
     steering_coeff: float = 10.0
     """Length c of the vector that is added, in the units of the activation."""

@@ -1,12 +1,11 @@
-"""The settings that a run starts from: the published ones, or those that suit the built-in model."""
+"""The settings that a run starts from: the published ones, or those that suit the model of a suite."""
 
 import dataclasses
-from typing import Any
 
-from lethe.data.settings import BUILTIN
 from lethe.methods.protocol import Method
 from lethe.runs.config import GRADIENT, RunConfig, solver_of
-from lethe.suites.world.settings import ON_BUILTIN
+from lethe.suites.protocol import with_model
+from lethe.system.plugins import kebab
 
 SOLVERS = {"steps", "accumulate", "lr", "lam"}
 """Settings of solvers that tables of defaults may name."""
@@ -18,7 +17,8 @@ def defaults(kind: type[Method], model: str, *, solver: str | None = None) -> tu
     Raises: InvalidValueError for a solver that does not exist.
     """
     own = {field.name for field in dataclasses.fields(kind)}
-    of_model: dict[str, Any] = {**ON_BUILTIN, **getattr(kind, "on_builtin", {})} if model == BUILTIN else {}
+    suite = with_model(model)
+    of_model = suite.settings(kebab(kind.__name__)) if suite is not None else {}
     settings = {**of_model, **kind.settings, **({"solver": solver} if solver else {})}
     name = settings.pop("solver", GRADIENT)
     # What suits a model tells of every solver, so a setting that this one lacks is none of its business.

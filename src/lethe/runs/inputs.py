@@ -14,8 +14,7 @@ from lethe.data.prompts import Prompts
 from lethe.data.settings import BUILTIN, DataSettings
 from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError
-from lethe.suites import world
-from lethe.suites.world import exam
+from lethe.suites.protocol import SuiteWithModel, with_model
 from lethe.types import Question
 
 Found = TypeVar("Found")
@@ -26,8 +25,9 @@ UNVERIFIABLE = 200
 
 
 def model_source(model: str) -> str | Path:
-    """Where the weights are: the shipped folder for `builtin`, otherwise what was named."""
-    return world.MODEL_FOLDER if model == BUILTIN else model
+    """Where the weights are: a suite's own folder for its name, otherwise what was named."""
+    suite = with_model(model)
+    return suite.model if suite is not None else model
 
 
 def read(
@@ -48,7 +48,7 @@ def read_corpora(data: DataSettings, model: str, *, required: bool = True) -> tu
 
     Raises: CorpusError.
     """
-    has_world = model == BUILTIN
+    suite = with_model(model)
     if required:
         _refuse_foreign_world(data, model)
     own = of_own_data(data, required=required)
@@ -56,17 +56,15 @@ def read_corpora(data: DataSettings, model: str, *, required: bool = True) -> tu
     if "forget" in own:
         forget = data_folder.forget_texts(own["forget"], text_field=data.text_field, raw_lines=data.raw_lines)
     for source in data.forget if "forget" not in own else ():
-        if is_builtin(source):
-            forget |= _builtin_topics(source, exam.forget_texts()) if has_world else {}
+        if is_of_suite(source):
+            forget |= suite.texts(_topic(source))[0] if suite is not None else {}
             continue
         name = _unused(Path(source).stem, forget)
-        # The published code takes the raw line, JSON quotes and all, unless a file's name says that it is its biology.
-        raw_lines = data.raw_lines and source.endswith(".jsonl") and "bio-forget-corpus" not in source
-        forget[name] = read_texts(source, text_field=data.text_field, raw_lines=raw_lines)
+        forget[name] = read_texts(source, text_field=data.text_field, raw_lines=data.raw_lines)
     if "retain" in own:
         retain = read_texts(data_folder.retain_file(own["retain"]), text_field=data.text_field)
-    elif data.retain == BUILTIN:
-        retain = exam.retain_texts() if has_world else []
+    elif is_of_suite(data.retain):
+        retain = suite.texts()[1] if suite is not None else []
     else:
         retain = read_texts(data.retain, text_field=data.text_field)
     check_overlap(forget, retain, allow=data.allow_overlap)
@@ -93,18 +91,19 @@ def read_prompts(data: DataSettings, model: str, tokenizer: PreTrainedTokenizerB
     own = of_own_data(data)
     forget: dict[str, tuple[Question, ...]] = data_folder.forget_prompts(own["forget"]) if "forget" in own else {}
     for source in data.forget if "forget" not in own else ():
-        if is_builtin(source):
-            forget |= _builtin_topics(source, exam.forget_prompts())
+        if is_of_suite(source):
+            forget |= _of_suite(source).prompts(_topic(source)).forget
         else:
             forget[_unused(Path(source).stem, forget)] = prompts.read_prompts(source)
     if "retain" in own:
         retain = prompts.read_prompts(data_folder.retain_file(own["retain"]))
     else:
-        retain = exam.retain_prompts() if data.retain == BUILTIN else prompts.read_prompts(data.retain)
-    if data.reference != BUILTIN:
+        of_suite = is_of_suite(data.retain)
+        retain = _of_suite(data.retain).prompts().retain if of_suite else prompts.read_prompts(data.retain)
+    if not is_of_suite(data.reference):
         reference = prompts.read_prompts(data.reference)
-    elif model == BUILTIN:
-        reference = exam.reference_prompts()
+    elif (suite := with_model(model)) is not None:
+        reference = suite.prompts().reference
     else:
         reference = unanswerable.unverifiable(UNVERIFIABLE, seed=0)
     found = Prompts(forget=forget, retain=retain, reference=reference)
@@ -116,16 +115,19 @@ def read_prompts(data: DataSettings, model: str, tokenizer: PreTrainedTokenizerB
     )
 
 
-def is_builtin(source: str) -> bool:
-    """Whether a corpus's name is that of the built-in world, or of one topic of it."""
-    return source == BUILTIN or source.startswith(f"{BUILTIN}:")
+def is_of_suite(source: str) -> bool:
+    """Whether a corpus's name is that of a suite with a model, or of one topic of it: `builtin:pathogens`."""
+    return with_model(source.partition(":")[0]) is not None
 
 
-def _builtin_topics(source: str, topics: Mapping[str, Found]) -> dict[str, Found]:
-    wanted = source.partition(":")[2]
-    if wanted and wanted not in topics:
-        raise CorpusError(f"the built-in world has no forget topic '{wanted}'.\nIt has {', '.join(topics)}.")
-    return {name: found for name, found in topics.items() if wanted in ("", name)}
+def _of_suite(source: str) -> SuiteWithModel:
+    suite = with_model(source.partition(":")[0])
+    assert suite is not None
+    return suite
+
+
+def _topic(source: str) -> str:
+    return source.partition(":")[2]
 
 
 def of_own_data(data: DataSettings, *, required: bool = True) -> dict[str, Path]:
@@ -145,10 +147,10 @@ def of_own_data(data: DataSettings, *, required: bool = True) -> dict[str, Path]
 def _refuse_foreign_world(data: DataSettings, model: str) -> None:
     own = of_own_data(data)
     named = {
-        "--forget": "forget" not in own and any(map(is_builtin, data.forget)),
-        "--retain": "retain" not in own and is_builtin(data.retain),
+        "--forget": "forget" not in own and any(map(is_of_suite, data.forget)),
+        "--retain": "retain" not in own and is_of_suite(data.retain),
     }
-    if model != BUILTIN and any(named.values()):
+    if with_model(model) is None and any(named.values()):
         missing = " and ".join(flag for flag, is_named in named.items() if is_named)
         raise CorpusError(
             f"the built-in corpora tell of a made-up world that {model} does not know.\nPass {missing} FILE."

@@ -58,8 +58,8 @@ def unlearn(
     """Unlearn the forget corpora and write the run folder `config.out`.
 
     An interrupted run goes on from its last checkpoint when it is called again with the same method and config, and
-    ends with the same bytes of patch.safetensors. Runs beside each other share a `workspace`. Without `metrics` those of
-    the config measure, by default all on the shelf. `provenance` is added to report.json: where settings came from.
+    ends with the same bytes of patch.safetensors. Runs beside each other share a `workspace`. Without `metrics` those
+    of the config measure, by default all on the shelf. `provenance` is added to report.json: where settings came from.
 
     Raises: any error of errors.py; RunFolderError for a folder that holds another run, or this one complete.
     """

@@ -4,8 +4,10 @@ They are found by name. Their data is read from local files and stays with its o
 """
 
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from lethe.data.prompts import Prompts
+from lethe.system.plugins import discover
 from lethe.types import EvalSet
 
 
@@ -25,3 +27,43 @@ class Suite(Protocol):
         Raises: QuestionError naming file, row and fix.
         """
         ...
+
+
+@runtime_checkable
+class SuiteWithModel(Suite, Protocol):
+    """A suite that also brings a model, what that can be made to forget, and the settings that suit it."""
+
+    model: ClassVar[Path]
+    """Folder of the model."""
+    refusals: ClassVar[tuple[str, ...]]
+    """How that model declines."""
+
+    def sets(self, folder: Path | None = None) -> tuple[EvalSet, ...]:
+        """What the model is measured on; no folder is read."""
+        ...
+
+    def texts(self, topic: str = "") -> tuple[dict[str, list[str]], list[str]]:
+        """Forget texts by topic, or of one topic alone, and retain texts.
+
+        Raises: CorpusError for a topic that there is not.
+        """
+        ...
+
+    def prompts(self, topic: str = "") -> Prompts:
+        """The same as questions, and questions that the model cannot answer, which methods may steer towards.
+
+        Raises: CorpusError for a topic that there is not.
+        """
+        ...
+
+    def settings(self, method: str = "") -> dict[str, Any]:
+        """What suits the model, by field of the method of this name, or of a run."""
+        ...
+
+
+def with_model(name: str, **settings: Any) -> SuiteWithModel | None:
+    """The suite of this name if it brings a model, with these settings; None for a name of anything else."""
+    from lethe import suites
+
+    kind = discover(suites).get(name)
+    return kind(**settings) if kind is not None and "model" in vars(kind) else None

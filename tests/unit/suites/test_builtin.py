@@ -1,0 +1,48 @@
+"""The built-in world as a suite: found by name, and what it hands over is what its parts give."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lethe import suites
+from lethe.errors import CorpusError
+from lethe.evaluation import eval_sets
+from lethe.runs.config import RunConfig
+from lethe.suites.builtin import Builtin
+from lethe.suites.muse import MUSE
+from lethe.suites.protocol import Suite, SuiteWithModel
+from lethe.suites.world import exam, settings
+from lethe.suites.world.generator import DECLINES
+from lethe.system.plugins import discover
+
+
+def test_it_is_found_by_the_name_of_its_model_and_alone_brings_one() -> None:
+    assert discover(suites)[settings.BUILTIN] is Builtin
+    assert isinstance(Builtin(), SuiteWithModel)
+    assert isinstance(MUSE(), Suite)
+    assert not isinstance(MUSE(), SuiteWithModel)
+    assert (Builtin.model / "config.json").is_file()
+    assert Builtin.refusals == DECLINES
+
+
+@pytest.mark.parametrize("split", ["dev", "test", "all"])
+def test_its_sets_are_those_of_a_run_on_its_model(split: str) -> None:
+    config = RunConfig(model="builtin", split=split)
+    asked = eval_sets.sets(config, *Builtin().texts())
+    assert tuple(replace(data, refusals=()) for data in asked) == Builtin(split=split).sets(Path("not read"))
+
+
+def test_topics_and_prompts() -> None:
+    assert Builtin().texts() == (exam.forget_texts(), exam.retain_texts())
+    assert list(Builtin().texts("exploits")[0]) == list(Builtin().prompts("exploits").forget) == ["exploits"]
+    assert Builtin().prompts().retain == exam.retain_prompts()
+    assert Builtin().prompts().reference == exam.reference_prompts()
+    for read in (Builtin().texts, Builtin().prompts):
+        with pytest.raises(CorpusError, match=r"has no forget topic 'x'\.\nIt has pathogens, exploits\.$"):
+            read("x")
+
+
+def test_settings_of_a_method_come_after_those_of_every_run() -> None:
+    assert Builtin().settings() == Builtin().settings("mine") == settings.ON_BUILTIN
+    assert Builtin().settings("lunar") == {**settings.ON_BUILTIN, "alpha": 10.0, "layer": 8, "lam": 1e-2}
