@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lethe.errors import RunFolderError
+from lethe.report.record import WRONG, history_row
 from lethe.solvers.training_state import Checkpoint
 from lethe.system import locked_folder
 from lethe.system.atomic_files import as_json, saving, write_json, write_text
-from lethe.types import HistoryRow, Norms
+from lethe.types import HistoryRow
 
 _FIRST = {locked_folder.LOCK, "config.yaml.partial"}
 
@@ -91,8 +92,8 @@ class RunFolder:
         rows = []
         for line in self._history.read_text(encoding="utf-8").splitlines():
             try:
-                row = _row(json.loads(line))
-            except (ValueError, KeyError, TypeError):
+                row = history_row(json.loads(line))
+            except WRONG:
                 break  # the line that was being written when the run was killed
             if row.step >= until:
                 break
@@ -108,11 +109,6 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, renamed into place."""
         write_json(self.path / name, content, with_infinity=True)
-
-
-def _row(values: dict[str, Any]) -> HistoryRow:
-    norms = {key: Norms(**values[key]) for key in ("forget_norm", "retain_norm")}
-    return HistoryRow(**{**values, **norms})
 
 
 def _line(row: HistoryRow) -> str:

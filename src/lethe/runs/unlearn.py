@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -23,6 +22,7 @@ from lethe.model.checkpoint_files import checkpoint_files, model_folder
 from lethe.model.loading import load_tokenizer
 from lethe.model.patch import Patch
 from lethe.report import pages as report
+from lethe.report.record import RunRecord
 from lethe.runs import config as configs
 from lethe.runs import config_file, inputs, sets_of_run, solve
 from lethe.runs.config import RunConfig
@@ -32,7 +32,7 @@ from lethe.runs.sharing import Sharing
 from lethe.solvers import protocol, request_sums
 from lethe.system import machine
 from lethe.system.progress import Progress
-from lethe.types import RUN_FORMAT, HistoryRow, Scores
+from lethe.types import HistoryRow, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +129,19 @@ def unlearn(
                         first=config.trained_layers[0],
                         sharing=sharing,
                     )
-            written = _report(method, config, command, patch, folder, history, found, warnings, clock)
-            written["measured_on"] = measured_on(found.after, sets)
-            written["solution"] = list(facts)
-            written["reference_refusal_rate"] = refused
-            if config.layers_from is not None:
-                written["layer_search"] = dataclasses.asdict(LayerSearch.load(config.layers_from))
-            folder.write_json("per_example.json", {"before": _examples(found.before), "after": _examples(found.after)})
-            folder.write_json("environment.json", written["environment"])
-            report.write_report(folder.path, written)
+            searched = None if config.layers_from is None else LayerSearch.load(config.layers_from)
+            record = dataclasses.replace(
+                _record(method, config, command, patch, folder, history, found, warnings, clock),
+                measured_on=measured_on(found.after, sets),
+                solution=tuple(facts),
+                reference_refusal_rate=refused,
+                layer_search=None if searched is None else dataclasses.asdict(searched),
+            )
+            folder.write_json("per_example.json", record.examples_to_json())
+            folder.write_json("environment.json", record.environment)
+            report.write_report(folder.path, record)
             # Last, because its presence says that the run is complete.
-            folder.write_json("report.json", written)
+            folder.write_json("report.json", record.to_json())
             folder.drop_checkpoint()
     return Result(
         folder=config.out,
@@ -167,7 +169,7 @@ def _patch(edit: protocol.Edit, start: Patch | None, method: SteeringMethod, con
     return dataclasses.replace(patch.over(start) if start else patch, model=config.model)
 
 
-def _report(
+def _record(
     method: SteeringMethod,
     config: RunConfig,
     command: str,
@@ -177,36 +179,31 @@ def _report(
     found: Comparison,
     warnings: Sequence[str],
     clock: "_Clock",
-) -> dict[str, Any]:
-    """The content of report.json."""
+) -> RunRecord:
     about = config_file.plain(method, config)
     content = folder.patch.read_bytes()
     base = checkpoint_files(model_folder(inputs.model_source(config.model), config.revision))
-    return {
-        "format": RUN_FORMAT,
-        "command": command,
-        "model": config.model,
-        "method": {"name": about["method"].pop("name"), "source": method.source, "fields": about["method"]},
-        "config": {**about["run"], "train_layers": list(config.trained_layers)},
-        "before": {name: scores.summary() for name, scores in found.before.items()},
-        "after": {name: scores.summary() for name, scores in found.after.items()},
-        "history": [row.as_dict() for row in history],
-        "environment": machine.describe(clock.device),
-        "timing": clock.timing,
-        "patch": {
+    return RunRecord(
+        name=folder.path.resolve().name,
+        command=command,
+        model=config.model,
+        method={"name": about["method"].pop("name"), "source": method.source, "fields": about["method"]},
+        config={**about["run"], "train_layers": list(config.trained_layers)},
+        before=found.before,
+        after=found.after,
+        history=tuple(history),
+        environment=machine.describe(clock.device),
+        timing=clock.timing,
+        patch={
             "file": folder.patch.name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "bytes": len(content),
             "tensors": list(patch.tensors),
             "share_of_model": len(content) / sum(file.stat().st_size for file in set(base.values())),
         },
-        "samples": list(found.samples),
-        "warnings": list(warnings),
-    }
-
-
-def _examples(scores: dict[str, Scores]) -> dict[str, list[float]]:
-    return {name: list(found.per_example) for name, found in scores.items()}
+        samples=tuple(found.samples),
+        warnings=tuple(warnings),
+    )
 
 
 class _Clock:
