@@ -366,7 +366,8 @@ REFUSED = {
     ),
     "complete, unreadable": (
         "--out bad-report",
-        "bad-report/report.json cannot be read.\nDelete bad-report and run again.",
+        "bad-report/report.json, line 1: broken JSON (Expecting property name enclosed in double quotes).\n"
+        "Delete it and run the same command again to write it anew.",
     ),
 }
 

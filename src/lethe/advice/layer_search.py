@@ -26,7 +26,7 @@ from lethe.model.layers import d_model, device_of, find_layers
 from lethe.runs import inputs
 from lethe.runs.config import RunConfig
 from lethe.runs.workspace import Workspace
-from lethe.system.atomic_files import number, write_json
+from lethe.system.atomic_files import read_number, write_json
 from lethe.system.machine import threads
 from lethe.system.progress import Progress
 from lethe.types import Batch, Question
@@ -74,7 +74,7 @@ class LayerSearch:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             scores = tuple(
-                LayerScore(layer=row.pop("layer"), **{name: number(value) for name, value in row.items()})
+                LayerScore(layer=row.pop("layer"), **{name: read_number(value) for name, value in row.items()})
                 for row in found["layers"]
             )
             return cls(coefficient=found["coefficient"], layers=scores, chosen=tuple(found["chosen"]))

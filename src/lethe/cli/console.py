@@ -1,7 +1,6 @@
 """What each `lethe` command does with its arguments, and what it prints."""
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from lethe.cli import progress_bars, tables
 from lethe.data.settings import BUILTIN
-from lethe.errors import RunFolderError, UnknownNameError, UsageError
+from lethe.errors import UnknownNameError, UsageError
 from lethe.methods.protocol import Method, SteeringMethod
 from lethe.runs import config_file
 from lethe.runs.config import RunConfig
@@ -256,6 +255,7 @@ def _searched(run: RunConfig, found: Path) -> tuple[RunConfig, dict[str, Any]]:
 def _unlearn(
     method: Method, run: RunConfig, command: str, as_json: bool, provenance: Mapping[str, Any] | None = None
 ) -> None:
+    from lethe.report.record import read_run
     from lethe.runs.run_folder import RunFolder
     from lethe.runs.unlearn import unlearn
 
@@ -264,10 +264,7 @@ def _unlearn(
     if not complete:
         with progress_bars.Bars(NOTES) as progress:
             unlearn(method, run, command=command, progress=progress, provenance=provenance)
-    try:
-        found = json.loads(folder.report.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder.report} cannot be read.\nDelete {run.out} and run again.") from error
+    found = read_run(run.out).to_json()
     if complete:
         NOTES.print(f"{run.out} holds this run already, complete.")
     if as_json:

@@ -1,6 +1,5 @@
 """What a terminal shows: results as tables, examples, progress bars. Nothing here writes to stdout."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,8 +13,10 @@ from lethe import methods as methods_folder
 from lethe import metrics as metrics_folder
 from lethe.advice.advise import Advice
 from lethe.advice.layer_search import LayerSearch
+from lethe.errors import RunFolderError
 from lethe.methods.protocol import Method
 from lethe.model.diff import TensorDiff
+from lethe.report.record import read_run
 from lethe.report.record import scores as as_scores
 from lethe.report.words import FEATURED, metric_and_set, metric_names, with_error
 from lethe.runs import config_file
@@ -156,12 +157,12 @@ def runs(folder: Path) -> Table:
     table = _table("", "run", "method", "model", "layer", "forget", "retain")
     for path in sorted(folder.glob("*/report.json")):
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            after = report["after"]
-            cells = [report["method"]["name"], report["model"], str(report["config"]["layer"])]
-        except (OSError, ValueError, KeyError) as error:
-            table.add_row(str(path.parent), f"unreadable report.json ({type(error).__name__})")
+            run = read_run(path.parent)
+        except RunFolderError:
+            table.add_row(str(path.parent), "unreadable report.json")
             continue
+        after = run.to_json()["after"]
+        cells = [run.method["name"], run.model, str(run.config.get("layer"))]
         for data in ("forget", "retain"):
             name = next((f"{m}/{data}" for m in ("multiple_choice", "perplexity") if f"{m}/{data}" in after), None)
             cells.append(with_error(as_scores(after)[name]) if name else "not measured")

@@ -1,21 +1,14 @@
 """What was measured once: a run folder, or a file that `lethe eval --out` wrote, read for comparing."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lethe.errors import RunFolderError
-from lethe.report.record import WRONG, examples, hashes, read_examples, read_json, read_run, scores
+from lethe.report.record import WRONG, by_question, hashes, read_json, read_run, scores, with_examples
 from lethe.types import EvalSet, Scores
-
-ASKED = (
-    "data", "forget", "retain", "text_field", "reference", "forget_questions", "adjacent_questions",
-    "retain_questions", "split", "limit",
-)  # fmt: skip
-"""Settings of a run that say which questions and texts it was measured on."""
-
 
 NAME = "Name run folders (--out of lethe unlearn) or files of lethe eval --out."
 """What to do when something else was named."""
@@ -50,16 +43,13 @@ def read(path: Path) -> Measured:
     if not isinstance(content, dict) or not isinstance(content.get("scores"), dict):
         raise RunFolderError(f"{path} is no result of lethe eval: it has no 'scores'.\n{NAME}")
     try:
-        found = scores(content["scores"])
-        values = examples(content.get("per_example", {}))
+        found = by_question(scores(content["scores"]), content.get("per_example", {}))
         measured_on = hashes(content)
     except WRONG:
         raise RunFolderError(f"{path} is not as lethe eval writes it: a value is missing or wrong.") from None
     if not found:
         raise RunFolderError(f"{path} holds no score: nothing was measured.\n{NAME}")
-    return Measured(
-        path=path, model=str(content.get("model", "")), after=_with_examples(found, values), measured_on=measured_on
-    )
+    return Measured(path=path, model=str(content.get("model", "")), after=found, measured_on=measured_on)
 
 
 def same_questions(one: Measured, other: Measured, name: str) -> bool:
@@ -75,21 +65,17 @@ def _read_folder(path: Path) -> Measured:
             f"{path} was not measured (--evaluate none).\n"
             f"Measure it: lethe eval {path} --out scores.json, and compare that file."
         )
-    kept = read_examples(path)
+    run = with_examples(run, path)
     plain = {key: value for key, value in run.config.items() if key not in ("out", "seed")}
     return Measured(
         path=path,
         model=run.model,
-        before=_with_examples(run.before, kept["before"]),
-        after=_with_examples(run.after, kept["after"]),
+        before=run.before,
+        after=run.after,
         settings={"model": run.model, "method": run.method["name"], "fields": run.method["fields"], "config": plain},
         seed=run.config.get("seed"),
         measured_on=run.measured_on,
     )
-
-
-def _with_examples(scores: Mapping[str, Scores], values: Mapping[str, tuple[float, ...]]) -> dict[str, Scores]:
-    return {name: replace(score, per_example=values.get(name, ())) for name, score in scores.items()}
 
 
 def measured_on(scores: Iterable[str], sets: Sequence[EvalSet]) -> dict[str, str]:

@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from lethe.report.record import Run
+from lethe.report.record import RunRecord
 from lethe.report.style import COLOURS, DASHES, MARKERS
 from lethe.report.words import FEATURED, SETS, amount, is_share, metric_names, spoken
+from lethe.system.atomic_files import read_number
 from lethe.types import HistoryRow, Scores
 
 # Never seen: the page puts its own colour of text, of grid lines and of shading in their place.
@@ -71,12 +72,12 @@ class Drawing:
     svg: Markup
 
 
-def topics(run: Run) -> list[str]:
+def topics(run: RunRecord) -> list[str]:
     """Topics in the order of training."""
     return list(dict.fromkeys(row.topic for row in run.history))
 
 
-def scores(run: Run) -> list[Drawing]:
+def scores(run: RunRecord) -> list[Drawing]:
     """Before and after, one figure per metric that has a better end: bars for shares, points on a log axis else."""
     drawings = []
     for metric in (name for name in metric_names(run.before) if name in FEATURED):
@@ -96,7 +97,7 @@ def scores(run: Run) -> list[Drawing]:
     return drawings
 
 
-def training(run: Run) -> list[Drawing]:
+def training(run: RunRecord) -> list[Drawing]:
     """Losses, norms and cosines over the steps, one line per topic; nothing where no topic has two steps."""
     by_topic = [[row for row in run.history if row.topic == topic] for topic in topics(run)]
     if all(len(rows) < 2 for rows in by_topic):
@@ -137,7 +138,7 @@ def training(run: Run) -> list[Drawing]:
     return drawings
 
 
-def by_layer(run: Run) -> list[Drawing]:
+def by_layer(run: RunRecord) -> list[Drawing]:
     """Each quantity that is known at every layer, before and after, with the trained layers shaded."""
     drawings = []
     for metric in metric_names(name for name, score in run.after.items() if score.by_layer):
@@ -151,7 +152,7 @@ def by_layer(run: Run) -> list[Drawing]:
     return drawings
 
 
-def layer_search(run: Run) -> Drawing | None:
+def layer_search(run: RunRecord) -> Drawing | None:
     """What steering at each layer did before the edit; None where no layer was searched."""
     if run.layer_search is None:
         return None
@@ -162,7 +163,7 @@ def layer_search(run: Run) -> Drawing | None:
             axes.axvspan(layer - 0.5, layer + 0.5, color=_SHADE, lw=0, antialiased=False)
         layers = [row["layer"] for row in rows]
         for key, name in (("refusal_rate", "forget"), ("wanted", "retain"), ("unwanted", "unknown")):
-            axes.plot(layers, [row[key] for row in rows], color=COLOURS[name], marker="o", ms=3.5, lw=1.6)
+            axes.plot(layers, [read_number(row[key]) for row in rows], color=COLOURS[name], marker="o", ms=3.5, lw=1.6)
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.margins(x=0.02)
@@ -170,7 +171,7 @@ def layer_search(run: Run) -> Drawing | None:
     return _draw("layer-search", "Steered at each layer, before the edit", draw)
 
 
-def scatter(runs: Sequence[Run], metric: str) -> Drawing | None:
+def scatter(runs: Sequence[RunRecord], metric: str) -> Drawing | None:
     """Forget against retain after each run; None where no run has both. Points carry the runs' numbers, from 1."""
     keys = (f"{metric}/forget", f"{metric}/retain")
     placed = [
@@ -217,7 +218,7 @@ def scatter(runs: Sequence[Run], metric: str) -> Drawing | None:
     return _draw("scatter", title, draw, height=380)
 
 
-def shape_of_methods(runs: Sequence[Run]) -> dict[str, str]:
+def shape_of_methods(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Marker of each method, in the order of the runs."""
     names = list(dict.fromkeys(run.method["name"] for run in runs))
     return {name: list(MARKERS)[index % len(MARKERS)] for index, name in enumerate(names)}

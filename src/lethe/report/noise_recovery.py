@@ -1,14 +1,13 @@
 """What RNA's noise wins back: runs with noise beside the same runs without."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lethe.errors import InvalidValueError
-from lethe.report.record import Run, read_examples
+from lethe.report.record import RunRecord, with_examples
 from lethe.report.words import with_error
 from lethe.types import Scores
 
@@ -50,7 +49,7 @@ KEY = "trigger/retain"
 """Retain accuracy with a forget word in the question or among its options."""
 
 
-def won_back(folders: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, str]]:
+def won_back(folders: Sequence[Path], runs: Sequence[RunRecord]) -> list[dict[str, str]]:
     """For each run with noise that has a twin without: the trigger accuracies and the recovery, as text.
 
     Runs without values by question, or whose twin lost nothing under triggers, are left out.
@@ -64,8 +63,8 @@ def won_back(folders: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, str
         twin = next((place for place, other in enumerate(runs) if _twins(run, other)), None)
         if twin is None or KEY not in run.after or KEY not in runs[twin].after:
             continue
-        scores = [_by_question(folder, run, "after"), _by_question(folders[twin], runs[twin], "after")]
-        scores.append(_by_question(folders[twin], runs[twin], "before"))
+        noisy, plain = with_examples(run, folder), with_examples(runs[twin], folders[twin])
+        scores = [noisy.after[KEY], plain.after[KEY], plain.before[KEY]]
         if len({len(score.per_example) for score in scores}) != 1 or not scores[0].per_example:
             continue
         found = recovery(*scores)
@@ -82,7 +81,7 @@ def won_back(folders: Sequence[Path], runs: Sequence[Run]) -> list[dict[str, str
     return rows
 
 
-def _twins(run: Run, other: Run) -> bool:
+def _twins(run: RunRecord, other: RunRecord) -> bool:
     """Equal but for the noise."""
     free = {"nu", "noise"}
 
@@ -95,8 +94,3 @@ def _twins(run: Run, other: Run) -> bool:
         and rest(run.method["fields"], free) == rest(other.method["fields"], free)
         and rest(run.config, {"out"}) == rest(other.config, {"out"})
     )
-
-
-def _by_question(folder: Path, run: Run, when: str) -> Scores:
-    """The run's score with its values by question; none where these are not kept."""
-    return replace(getattr(run, when)[KEY], per_example=read_examples(folder)[when].get(KEY, ()))

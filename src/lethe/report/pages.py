@@ -13,21 +13,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lethe.errors import RunFolderError
 from lethe.report import figures, style, words
 from lethe.report.noise_recovery import won_back
-from lethe.report.record import Run, as_run, read_run
+from lethe.report.record import RunRecord, read_run
 from lethe.report.words import outcome
-from lethe.system.atomic_files import saving, write_text
+from lethe.system.atomic_files import read_number, saving, write_text
 
 __all__ = ["compare", "outcome", "read_run", "write_report"]
 
 
-def write_report(run_folder: Path, report: dict[str, Any] | None = None) -> Path:
+def write_report(run_folder: Path, record: RunRecord | None = None) -> Path:
     """Write `report.html`, which opens offline, and `report.md` into a run folder; the page's path.
 
-    `report` is the content of a report.json that is yet to be written; by default it is read. The same content gives
-    the same bytes.
+    `record` is one that is yet to be written; by default report.json is read. The same record gives the same bytes.
     Raises: RunFolderError if the folder is incomplete or unreadable, SaveError if it cannot be written.
     """
-    run = read_run(run_folder) if report is None else as_run(report, run_folder / "report.json")
+    run = record or read_run(run_folder)
     both = [run.after[name] for name in run.before if name in run.after]
     facts: dict[str, Any] = {
         "run": run,
@@ -134,7 +133,7 @@ def _markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def _facts(run: Run) -> str:
+def _facts(run: RunRecord) -> str:
     kept = ("layer", "solver", "seed") if run.solution else ("layer", "steps", "seed")
     named = {name: run.config[name] for name in kept if run.config.get(name) is not None}
     parts = [f"{name} {value}" for name, value in named.items()]
@@ -142,7 +141,7 @@ def _facts(run: Run) -> str:
     return " · ".join(parts)
 
 
-def _edited(run: Run) -> str:
+def _edited(run: RunRecord) -> str:
     count = len(run.patch["tensors"])
     where = f" in {words.layers(run.trained_layers)}" if run.trained_layers else ""
     return (
@@ -151,7 +150,7 @@ def _edited(run: Run) -> str:
     )
 
 
-def _topics(run: Run) -> list[tuple[str, str]]:
+def _topics(run: RunRecord) -> list[tuple[str, str]]:
     """Each topic with its dash pattern as SVG writes it."""
     dashes = itertools.cycle(style.DASHES)
     return [(topic, " ".join(f"{1.6 * dash:g}" for dash in next(dashes)) or "none") for topic in figures.topics(run)]
@@ -161,7 +160,7 @@ def _groups(rows: Sequence[words.Row]) -> list[list[words.Row]]:
     return [list(group) for _, group in itertools.groupby(rows, key=lambda row: row.metric)]
 
 
-def _solution(run: Run) -> list[tuple[str, list[str]]]:
+def _solution(run: RunRecord) -> list[tuple[str, list[str]]]:
     """The facts of each matrix's closed form in words: a name, and a value for each matrix."""
     spoken = {
         "lam": "lambda",
@@ -176,13 +175,13 @@ def _solution(run: Run) -> list[tuple[str, list[str]]]:
         "solve_seconds": "seconds to solve",
     }
     return [
-        (text, [f"{facts[key]:.4g}" for facts in run.solution])
+        (text, [f"{read_number(facts[key]):.4g}" for facts in run.solution])
         for key, text in spoken.items()
         if run.solution and all(key in facts for facts in run.solution)
     ]
 
 
-def _timing(run: Run) -> list[tuple[str, str, str]]:
+def _timing(run: RunRecord) -> list[tuple[str, str, str]]:
     spent = {**run.timing}
     if len(spent) > 1:
         spent["in all"] = {
@@ -196,7 +195,7 @@ def _yaml(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _cell(run: Run, name: str) -> tuple[str, str] | None:
+def _cell(run: RunRecord, name: str) -> tuple[str, str] | None:
     if name not in run.before or name not in run.after:
         return None
     return words.with_error(run.before[name]), words.with_error(run.after[name])

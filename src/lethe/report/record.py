@@ -1,26 +1,34 @@
-"""Reading one finished run folder into plain values."""
+"""The record of a finished run: report.json and the values by question beside it, written and read by one class."""
 
+import dataclasses
 import json
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lethe.errors import RunFolderError
+from lethe.system.atomic_files import read_number
 from lethe.types import RUN_FORMAT, HistoryRow, Role, Scores, Unit
 
 ROLES: dict[str, Role] = {"forget": "forget", "earlier": "forget", "adjacent": "keep", "retain": "keep"}
 """Of sets in records that were written before roles were."""
 
 
+WRONG = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
+"""What reading values of JSON raises where they are not as Lethe writes them."""
+
+
+_REDO = "Delete it and run the same command again to write it anew."
+
+
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """What report.json says about one finished run."""
+class RunRecord:
+    """Everything that is known of one finished run; all of its pages are made of this alone."""
 
     name: str
-    """Name of the run folder."""
+    """Name of the run folder; stands in no file."""
     command: str
     model: str
     method: dict[str, Any]
@@ -34,25 +42,63 @@ class Run:
     timing: dict[str, dict[str, float]]
     """Phase to `seconds` and `peak_mb`."""
     patch: dict[str, Any]
-    """`file`, `sha256`, `tensors`, `bytes`, `share_of_model`."""
+    """`file`, `sha256`, `bytes`, `tensors` (their names), `share_of_model`."""
     samples: tuple[dict[str, str], ...]
     """`set`, `prompt`, `gold`, `before`, `after`."""
     warnings: tuple[str, ...]
-    solution: tuple[dict[str, Any], ...] = ()
-    """Per matrix, what a solver without steps says: losses, lambda, tokens, seconds."""
-    layer_search: dict[str, Any] | None = None
-    """`coefficient`, `layers` (rows of scores), `chosen`; None where the layer was given."""
     measured_on: dict[str, str] = field(default_factory=dict)
     """Hash of what each score was measured on, by `metric/set`, where it was written."""
+    solution: tuple[dict[str, Any], ...] = ()
+    """Per matrix, what a solver without steps says: losses, lambda, tokens, seconds."""
+    reference_refusal_rate: float | None = None
+    """Share of reference prompts that the untouched model refuses; None for a method that reads none."""
+    layer_search: dict[str, Any] | None = None
+    """`coefficient`, `layers` (rows of scores), `chosen`; None where the layer was given."""
 
     @property
     def trained_layers(self) -> tuple[int, ...]:
         """Layers that hold an edited tensor, by the first number in each tensor's name."""
-        numbers = (re.search(r"\.(\d+)\.", name) for name in self.patch["tensors"])
-        return tuple(sorted({int(number[1]) for number in numbers if number}))
+        matches = (re.search(r"\.(\d+)\.", name) for name in self.patch["tensors"])
+        return tuple(sorted({int(match[1]) for match in matches if match}))
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of report.json, without the values by question."""
+        content = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name != "name"}
+        for when in ("before", "after"):
+            content[when] = {name: score.summary() for name, score in content[when].items()}
+        return {"format": RUN_FORMAT, **content, "history": [row.as_dict() for row in self.history]}
+
+    def examples_to_json(self) -> dict[str, dict[str, Sequence[float]]]:
+        """The content of per_example.json: by `before` and `after`, then by `metric/set`."""
+        return {
+            when: {name: score.per_example for name, score in scores.items()}
+            for when, scores in (("before", self.before), ("after", self.after))
+        }
+
+    @classmethod
+    def from_json(cls, content: Any, path: Path) -> "RunRecord":
+        """What `to_json` wrote, as it stands at `path`; unknown keys are left out.
+
+        Raises: RunFolderError if it is not as Lethe writes it, or of a newer format.
+        """
+        version = content.get("format") if isinstance(content, dict) else None
+        if not isinstance(version, int):
+            raise RunFolderError(f"{path} is not a report of Lethe: it has no 'format' number.\n{_REDO}")
+        if version > RUN_FORMAT:
+            raise RunFolderError(
+                f"{path} was written by a newer Lethe (format {version}; this one reads {RUN_FORMAT}).\n"
+                "Upgrade: pip install --upgrade lethe-unlearn"
+            )
+        try:
+            return _record(path.resolve().parent.name, content)
+        except KeyError as error:
+            raise RunFolderError(f"{path} is not as Lethe writes it: it lacks {error}.\n{_REDO}") from None
+        except WRONG:
+            # The error's own text may quote the file, which may hold forget text.
+            raise RunFolderError(f"{path} is not as Lethe writes it: a value is of the wrong kind.\n{_REDO}") from None
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunRecord:
     """The run that a folder holds.
 
     Raises: RunFolderError if the folder is missing, incomplete, damaged, or of a newer format.
@@ -60,7 +106,7 @@ def read_run(folder: Path) -> Run:
     path = folder / "report.json"
     if not path.is_file():
         raise RunFolderError(_why_no_report(folder))
-    return as_run(read_json(path, _REDO), path)
+    return RunRecord.from_json(read_json(path, _REDO), path)
 
 
 def read_json(path: Path, fix: str) -> Any:
@@ -80,103 +126,32 @@ def read_json(path: Path, fix: str) -> Any:
         raise RunFolderError(f"{path} is nested too deeply, or holds too long a number.\n{fix}") from None
 
 
-def read_examples(folder: Path) -> dict[str, dict[str, tuple[float, ...]]]:
-    """A run's values by question: by `before` and `after`, then by `metric/set`; empty where they were not kept.
+def with_examples(record: RunRecord, folder: Path) -> RunRecord:
+    """The record of a run folder with its values by question, where they were kept.
 
     Raises: RunFolderError if per_example.json is damaged.
     """
     path = folder / "per_example.json"
     if not path.is_file():
-        return {"before": {}, "after": {}}
+        return record
     fix = "Delete it to go on without values by question."
     content = read_json(path, fix)
     try:
-        return {when: examples(content[when]) for when in ("before", "after")}
+        before, after = (
+            by_question(scores, content[when]) for when, scores in (("before", record.before), ("after", record.after))
+        )
     except WRONG:
         raise RunFolderError(f"{path} is not as Lethe writes it.\n{fix}") from None
+    return dataclasses.replace(record, before=before, after=after)
 
 
-def examples(rows: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    """Values by question, by `metric/set`, from JSON.
+def by_question(scores: Mapping[str, Scores], values: Mapping[str, Any]) -> dict[str, Scores]:
+    """Scores with their values by question, from JSON.
 
     Raises: one of WRONG if they are something else.
     """
-    return {str(name): tuple(_number(value) for value in values) for name, values in rows.items()}
-
-
-def as_run(report: Any, path: Path) -> Run:
-    """The run that the content of a report.json describes; `path` is where it stands or will stand.
-
-    Raises: RunFolderError if it is not as Lethe writes it, or of a newer format.
-    """
-    version = report.get("format") if isinstance(report, dict) else None
-    if not isinstance(version, int):
-        raise RunFolderError(f"{path} is not a report of Lethe: it has no 'format' number.\n{_REDO}")
-    if version > RUN_FORMAT:
-        raise RunFolderError(
-            f"{path} was written by a newer Lethe (format {version}; this one reads {RUN_FORMAT}).\n"
-            "Upgrade: pip install --upgrade lethe-unlearn"
-        )
-    try:
-        return _run(path.resolve().parent.name, report)
-    except KeyError as error:
-        raise RunFolderError(f"{path} is not as Lethe writes it: it lacks {error}.\n{_REDO}") from None
-    except WRONG:
-        # The error's own text may quote the file, which may hold forget text.
-        raise RunFolderError(f"{path} is not as Lethe writes it: a value is of the wrong kind.\n{_REDO}") from None
-
-
-WRONG = (AttributeError, KeyError, OverflowError, TypeError, ValueError)
-"""What reading values of JSON raises where they are not as Lethe writes them."""
-
-
-_REDO = "Delete it and run the same command again to write it anew."
-
-
-def _why_no_report(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"there is no run folder at {folder}.\nGive the folder that was passed as --out."
-    if (folder / "sweep.yaml").is_file():
-        return f"{folder} is a sweep, and its runs are in folders of their own.\nName those: {folder / 'cells' / '*'}"
-    if not (folder / "config.yaml").is_file():
-        return (
-            f"{folder} is not a run folder: it has neither report.json nor config.yaml.\n"
-            "Give the folder that was passed as --out."
-        )
-    return f"the run is not complete: {folder} has no report.json.\nRun the same command again to resume."
-
-
-def _run(name: str, report: dict[str, Any]) -> Run:
-    return Run(
-        name=name,
-        command=str(report["command"]),
-        model=str(report["model"]),
-        method={key: report["method"][key] for key in ("name", "source", "fields")},
-        config=dict(report["config"]),
-        before=scores(report["before"]),
-        after=scores(report["after"]),
-        history=tuple(_history_row(row) for row in report["history"]),
-        environment=dict(report["environment"]),
-        timing={
-            phase: {key: _number(spent[key]) for key in ("seconds", "peak_mb")}
-            for phase, spent in report["timing"].items()
-        },
-        patch={
-            "file": str(report["patch"]["file"]),
-            "sha256": str(report["patch"]["sha256"]),
-            "tensors": tuple(str(name) for name in report["patch"]["tensors"]),
-            "bytes": _number(report["patch"]["bytes"]),
-            "share_of_model": _number(report["patch"]["share_of_model"]),
-        },
-        samples=tuple(
-            {key: str(sample[key]) for key in ("set", "prompt", "gold", "before", "after")}
-            for sample in report["samples"]
-        ),
-        warnings=tuple(str(warning) for warning in report["warnings"]),
-        solution=tuple(dict(facts) for facts in report.get("solution", ())),
-        layer_search=report.get("layer_search"),
-        measured_on=hashes(report),
-    )
+    read = {name: tuple(map(read_number, row)) for name, row in values.items()}
+    return {name: dataclasses.replace(score, per_example=read.get(name, ())) for name, score in scores.items()}
 
 
 def hashes(content: Mapping[str, Any]) -> dict[str, str]:
@@ -194,12 +169,12 @@ def scores(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:
     """
     return {
         name: Scores(
-            value=_number(row["value"]),
-            stderr=_number(row["stderr"]),
+            value=read_number(row["value"]),
+            stderr=read_number(row["stderr"]),
             n=int(row["n"]),
             better=row["better"],
             chance=None if row.get("chance") is None else float(row["chance"]),
-            by_layer=tuple(_number(value) for value in row.get("by_layer", ())),
+            by_layer=tuple(read_number(value) for value in row.get("by_layer", ())),
             unit=row["unit"] if "unit" in row else _likely_unit(row),
             label=str(row.get("label", "")),
             hint=str(row.get("hint", "")),
@@ -211,16 +186,62 @@ def scores(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:
 
 def _likely_unit(row: Mapping[str, Any]) -> Unit:
     """Of a score that was written before units were."""
-    return "share" if row["better"] == "higher" and 0 <= _number(row["value"]) <= 1 else ""
+    return "share" if row["better"] == "higher" and 0 <= read_number(row["value"]) <= 1 else ""
 
 
-def _history_row(row: dict[str, Any]) -> HistoryRow:
+def history_row(row: Mapping[str, Any]) -> HistoryRow:
+    """One step of a training, from a line of history.jsonl.
+
+    Raises: one of WRONG if it is something else.
+    """
     found = HistoryRow.of(row)
-    numbers = {name: _number(getattr(found, name)) for name in ("forget_loss", "retain_loss", "seconds", "peak_mb")}
-    measures = {name: _number(value) for name, value in found.measures.items()}
-    return replace(found, step=int(found.step), topic=str(found.topic), measures=measures, **numbers)
+    numbers = {name: read_number(getattr(found, name)) for name in ("forget_loss", "retain_loss", "seconds", "peak_mb")}
+    measures = {name: read_number(value) for name, value in found.measures.items()}
+    return dataclasses.replace(found, step=int(found.step), topic=str(found.topic), measures=measures, **numbers)
 
 
-def _number(value: int | float | None) -> float:
-    """JSON has no NaN of its own, so writers may put null for a number that does not exist."""
-    return math.nan if value is None else float(value)
+def _record(name: str, report: dict[str, Any]) -> RunRecord:
+    return RunRecord(
+        name=name,
+        command=str(report["command"]),
+        model=str(report["model"]),
+        method={key: report["method"][key] for key in ("name", "source", "fields")},
+        config=dict(report["config"]),
+        before=scores(report["before"]),
+        after=scores(report["after"]),
+        history=tuple(history_row(row) for row in report["history"]),
+        environment=dict(report["environment"]),
+        timing={
+            phase: {key: read_number(spent[key]) for key in ("seconds", "peak_mb")}
+            for phase, spent in report["timing"].items()
+        },
+        patch={
+            "file": str(report["patch"]["file"]),
+            "sha256": str(report["patch"]["sha256"]),
+            "tensors": tuple(str(name) for name in report["patch"]["tensors"]),
+            "bytes": read_number(report["patch"]["bytes"]),
+            "share_of_model": read_number(report["patch"]["share_of_model"]),
+        },
+        samples=tuple(
+            {key: str(sample[key]) for key in ("set", "prompt", "gold", "before", "after")}
+            for sample in report["samples"]
+        ),
+        warnings=tuple(str(warning) for warning in report["warnings"]),
+        measured_on=hashes(report),
+        solution=tuple(dict(facts) for facts in report.get("solution", ())),
+        reference_refusal_rate=report.get("reference_refusal_rate"),
+        layer_search=report.get("layer_search"),
+    )
+
+
+def _why_no_report(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"there is no run folder at {folder}.\nGive the folder that was passed as --out."
+    if (folder / "sweep.yaml").is_file():
+        return f"{folder} is a sweep, and its runs are in folders of their own.\nName those: {folder / 'cells' / '*'}"
+    if not (folder / "config.yaml").is_file():
+        return (
+            f"{folder} is not a run folder: it has neither report.json nor config.yaml.\n"
+            "Give the folder that was passed as --out."
+        )
+    return f"the run is not complete: {folder} has no report.json.\nRun the same command again to resume."

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lethe.report.record import Run
+from lethe.report.record import RunRecord
 from lethe.types import Scores
 
 SETS = ("forget", "earlier", "adjacent", "retain", "unknown")
@@ -73,7 +73,7 @@ def spoken(metric: str, *scores: Scores) -> str:
     return next((score.label for score in scores if score.label), metric.replace("_", " "))
 
 
-def main_metric(runs: Iterable[Run]) -> str | None:
+def main_metric(runs: Iterable[RunRecord]) -> str | None:
     """The first metric that some run measured on its forget set before and after; None if there is none."""
     measured = {name for run in runs for name in run.before if name in run.after}
     return next((metric for metric in _NOUNS if f"{metric}/forget" in measured), None)
@@ -93,7 +93,7 @@ def noise(before: Scores, after: Scores) -> float:
     return 2 * math.hypot(*(score.stderr if math.isfinite(score.stderr) else 0.0 for score in (before, after)))
 
 
-def outcome(run: Run) -> str:
+def outcome(run: RunRecord) -> str:
     """What the run did, in one sentence."""
     metric = main_metric([run])
     if metric is None:
@@ -115,7 +115,7 @@ def outcome(run: Run) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def rows(run: Run) -> list[Row]:
+def rows(run: RunRecord) -> list[Row]:
     """The before/after table: metrics in the order of `metric_names`, sets in the order of `SETS`."""
     table = []
     both = [name for name in run.before if name in run.after]

@@ -79,7 +79,7 @@ def count_topics(data: DataSettings) -> int:
     own = of_own_data(data)
     if "forget" in own:
         return len(data_folder.forget_texts(own["forget"], text_field=data.text_field))
-    return sum(len(_builtin_topics(source, exam.forget_texts())) if is_builtin(source) else 1 for source in data.forget)
+    return sum(len(_of_suite(source).texts(_topic(source))[0]) if is_of_suite(source) else 1 for source in data.forget)
 
 
 def read_prompts(data: DataSettings, model: str, tokenizer: PreTrainedTokenizerBase) -> Prompts:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lethe.errors import RunFolderError
+from lethe.report.record import WRONG, history_row
 from lethe.solvers.training_state import Checkpoint
 from lethe.system import locked_folder
 from lethe.system.atomic_files import as_json, saving, write_json, write_text
@@ -91,8 +92,8 @@ class RunFolder:
         rows = []
         for line in self._history.read_text(encoding="utf-8").splitlines():
             try:
-                row = HistoryRow.of(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
+                row = history_row(json.loads(line))
+            except WRONG:
                 break  # the line that was being written when the run was killed
             if row.step >= until:
                 break

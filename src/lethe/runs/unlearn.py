@@ -21,6 +21,7 @@ from lethe.metrics.protocol import Combination, Metric
 from lethe.model.checkpoint_files import checkpoint_files
 from lethe.model.patch import Patch
 from lethe.report import pages as report
+from lethe.report.record import RunRecord
 from lethe.runs import config_file, solve
 from lethe.runs.config import RunConfig
 from lethe.runs.config_file import method_name
@@ -29,7 +30,7 @@ from lethe.runs.workspace import Workspace
 from lethe.solvers.protocol import Edit
 from lethe.system import machine
 from lethe.system.progress import Progress
-from lethe.types import RUN_FORMAT, EvalSet, HistoryRow, Scores
+from lethe.types import EvalSet, HistoryRow, Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ def unlearn(
 
     An interrupted run goes on from its last checkpoint when it is called again with the same method and config, and
     ends with the same bytes of patch.safetensors. Runs beside each other share a `workspace`. Without `metrics` those
-    of the config measure, by default all on the shelf. `provenance` is added to report.json: where settings came from.
+    of the config measure, by default all on the shelf. `provenance` are fields of the record
+    that say where settings came from.
 
     Raises: any error of errors.py; RunFolderError for a folder that holds another run, or this one complete.
     """
@@ -106,16 +108,18 @@ def unlearn(
             with clock.phase("evaluate"):
                 if config.evaluation.evaluate == "all":
                     found = _compare(workspace, patch, start, sets, measured_by, config, progress)
-            written = _report(method, config, command, patch, folder, history, found, warnings, clock, workspace.folder)
-            written["measured_on"] = measured_on(found.after, sets)
-            written["solution"] = list(facts)
-            written["reference_refusal_rate"] = refused
-            written |= provenance or {}
-            folder.write_json("per_example.json", {"before": _examples(found.before), "after": _examples(found.after)})
-            folder.write_json("environment.json", written["environment"])
-            report.write_report(folder.path, written)
+            record = dataclasses.replace(
+                _record(method, config, command, patch, folder, history, found, warnings, clock, workspace.folder),
+                measured_on=measured_on(found.after, sets),
+                solution=tuple(facts),
+                reference_refusal_rate=refused,
+                **(provenance or {}),
+            )
+            folder.write_json("per_example.json", record.examples_to_json())
+            folder.write_json("environment.json", record.environment)
+            report.write_report(folder.path, record)
             # Last, because its presence says that the run is complete.
-            folder.write_json("report.json", written)
+            folder.write_json("report.json", record.to_json())
             folder.drop_checkpoint()
     return Result(
         folder=config.out,
@@ -176,7 +180,7 @@ def _patch(edit: Edit, start: Patch | None, method: Method, config: RunConfig, b
     return dataclasses.replace(patch.over(start) if start else patch, model=config.base.model)
 
 
-def _report(
+def _record(
     method: Method,
     config: RunConfig,
     command: str,
@@ -187,37 +191,31 @@ def _report(
     warnings: Sequence[str],
     clock: "_Clock",
     base_folder: Path,
-) -> dict[str, Any]:
-    """The content of report.json."""
-    about = config_file.plain(method, config)
-    settings = {key: value for key, value in about["method"].items() if key != "name"}
+) -> RunRecord:
+    about = config_file.plain(method, config)["method"]
     content = folder.patch.read_bytes()
     base = checkpoint_files(base_folder)
-    return {
-        "format": RUN_FORMAT,
-        "command": command,
-        "model": config.base.model,
-        "method": {"name": about["method"]["name"], "source": method.source, "fields": settings},
-        "config": {**config_file.flat(config), "train_layers": list(config.trained_layers)},
-        "before": {name: scores.summary() for name, scores in found.before.items()},
-        "after": {name: scores.summary() for name, scores in found.after.items()},
-        "history": [row.as_dict() for row in history],
-        "environment": machine.describe(clock.device),
-        "timing": clock.timing,
-        "patch": {
+    return RunRecord(
+        name=folder.path.resolve().name,
+        command=command,
+        model=config.base.model,
+        method={"name": about.pop("name"), "source": method.source, "fields": about},
+        config={**config_file.flat(config), "train_layers": list(config.trained_layers)},
+        before=found.before,
+        after=found.after,
+        history=tuple(history),
+        environment=machine.describe(clock.device),
+        timing=clock.timing,
+        patch={
             "file": folder.patch.name,
             "sha256": hashlib.sha256(content).hexdigest(),
             "bytes": len(content),
             "tensors": list(patch.tensors),
             "share_of_model": len(content) / sum(file.stat().st_size for file in set(base.values())),
         },
-        "samples": list(found.samples),
-        "warnings": list(warnings),
-    }
-
-
-def _examples(scores: dict[str, Scores]) -> dict[str, list[float]]:
-    return {name: list(found.per_example) for name, found in scores.items()}
+        samples=tuple(found.samples),
+        warnings=tuple(warnings),
+    )
 
 
 class _Clock:

@@ -62,12 +62,12 @@ def write_text(path: Path, text: str) -> Path:
 def as_json(content: Any, *, indent: int | None = 1, with_infinity: bool = False) -> str:
     """Content as JSON text: tuples are lists, paths text, and what was not measured (NaN) is null.
 
-    JSON has no infinity either: it is null, or `with_infinity` the text "Infinity", which `number` reads again.
+    JSON has no infinity either: it is null, or `with_infinity` the text "Infinity", which `read_number` reads again.
     """
     return json.dumps(_plain(content, with_infinity), indent=indent, allow_nan=False)
 
 
-def number(value: float | str | None) -> float:
+def read_number(value: int | float | str | None) -> float:
     """A number as `as_json` writes it: null is NaN.
 
     Raises: TypeError, ValueError for anything else.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lethe.system.atomic_files import as_json, number, write_json, write_private
+from lethe.system.atomic_files import as_json, read_number, write_json, write_private
 
 ODD = {"a": math.nan, "b": (1.5, -math.inf), 3: {"c": Path("d/e")}, "ü": [True, None, "\ud800"]}
 
@@ -24,7 +24,7 @@ def test_what_json_does_not_have_is_null(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0.1, -1e-300, 5e-324, math.inf, -math.inf, math.nan])
 def test_a_number_comes_back_bit_for_bit_where_infinity_is_text(value: float) -> None:
-    back = number(json.loads(as_json(value, with_infinity=True), parse_constant=refuse))
+    back = read_number(json.loads(as_json(value, with_infinity=True), parse_constant=refuse))
     assert back == value or (math.isnan(back) and math.isnan(value))
 
 
