@@ -12,6 +12,7 @@ from lethe.errors import QuestionError
 from lethe.evaluation.exam import Marks, sit
 from lethe.inference.choices import choice_hits
 from lethe.inference.log_probs import log_probs
+from lethe.inference.reading import Reading
 from lethe.inference.spans import answer_spans
 from lethe.suites.world import MODEL_FOLDER
 from lethe.types import EvalSet
