@@ -12,8 +12,10 @@ from lethe.errors import QuestionError
 from lethe.evaluation.exam import Marks, sit
 from lethe.inference.choices import choice_hits
 from lethe.inference.log_probs import log_probs
+from lethe.inference.reading import Reading
 from lethe.inference.spans import answer_spans
 from lethe.suites.world import MODEL_FOLDER
+from lethe.types import EvalSet
 
 
 def question(
@@ -123,4 +125,4 @@ def test_a_template_that_writes_bos_gets_no_second_one() -> None:
 def test_hits_by_place_where_the_right_text_stands_twice() -> None:
     subject = small()
     twice = [question(0, gold, choices=("same", "same", "x", "y")) for gold in range(4)]
-    assert sum(choice_hits(subject, twice, "letter")) == 1
+    assert sum(choice_hits(Reading(subject, EvalSet(name="exam", role="neither")), twice)) == 1

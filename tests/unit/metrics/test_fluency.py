@@ -15,7 +15,7 @@ from lethe.metrics._ngrams import ngrams, words
 from lethe.metrics.fluency import NgramEntropy
 from lethe.metrics.perplexity import AnswerPerplexity
 from lethe.types import Question
-from rigged_models import OF, bigram, edited, random_llama, retain_set, tiny_tokenizer
+from rigged_models import OF, answering, bigram, edited, random_llama, retain_set, tiny_tokenizer
 
 QUESTIONS = tuple(Question(prompt=f"{thing} is", answer="red") for thing in ("ab", "cd", "a b", "ef g", "h"))
 DATA = retain_set(questions=QUESTIONS, scoring="cloze")
