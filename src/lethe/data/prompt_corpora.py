@@ -1,7 +1,8 @@
 """Corpora of prompts as a training meets them: what is refused, what is answered, and the batches of both."""
 
+import bisect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lethe.data.batches import Schedule, shuffled
 from lethe.data.prompts import Prompts, with_answer
 from lethe.data.settings import Batching, Positions
-from lethe.data.tokens import encode, pad
+from lethe.data.tokens import common_length, encode, pad
 from lethe.types import Batch, Question, Topic
 
 
@@ -98,10 +99,10 @@ def forget_batches(
 ) -> tuple[Batch, ...]:
     """Forget prompts without their answers; the tokens in `positions` count."""
     rows = _encode([asked.prompt for asked in prompts], tokenizer, max_length)
-    kept = _Prefixes(_encode([asked.prompt for asked in retain], tokenizer, max_length))
+    ordered = sorted(_encode([asked.prompt for asked in retain], tokenizer, max_length))
     first = {
         "last": lambda row: len(row) - 1,
-        "differing": lambda row: min(kept.shared(row), len(row) - 1),
+        "differing": lambda row: min(_shared(row, ordered), len(row) - 1),
         "all": lambda row: 0,
     }[positions]
     return _batches(rows, [first(row) for row in rows], batch_size)
@@ -163,21 +164,8 @@ def _batches(rows: Sequence[Sequence[int]], firsts: Sequence[int], batch_size: i
     return tuple(batch(start) for start in range(0, len(rows), batch_size))
 
 
-class _Prefixes:
-    """All beginnings of some rows."""
-
-    def __init__(self, rows: Sequence[Sequence[int]]):
-        self.root: dict[int, dict] = {}
-        for row in rows:
-            node = self.root
-            for token in row:
-                node = node.setdefault(token, {})
-
-    def shared(self, row: Sequence[int]) -> int:
-        """Length of the longest beginning of `row` that one of the rows begins with, too."""
-        node: Mapping[int, Mapping] = self.root
-        for length, token in enumerate(row):
-            if token not in node:
-                return length
-            node = node[token]
-        return len(row)
+def _shared(row: list[int], ordered: list[list[int]]) -> int:
+    """Length of the longest beginning of `row` that one of the ordered rows begins with, too."""
+    place = bisect.bisect(ordered, row)
+    # Of rows in order, the two beside it have the most in common with it.
+    return max((common_length(row, other) for other in ordered[max(0, place - 1) : place + 1]), default=0)
