@@ -1,36 +1,20 @@
 """The figures of a report, each an SVG that stands inside the page and takes its colours from it."""
 
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from lethe.report.record import RunRecord
-from lethe.report.style import COLOURS, DASHES, MARKERS
+from lethe.report.style import COLOURS, DASHES, INK, MARKERS, PAPER, SHADE, embedded, styled
 from lethe.report.words import FEATURED, SETS, amount, is_share, metric_names, spoken
 from lethe.system.atomic_files import read_number
 from lethe.types import HistoryRow, Scores
-
-# Never seen: the page puts its own colour of text, of grid lines and of shading in their place.
-_INK, _GRID, _SHADE, _PAPER = "#010203", "#010204", "#010205", "#010206"
-
-
-_CSS = {
-    _INK: "currentColor",
-    _GRID: "var(--grid)",
-    _SHADE: "var(--shade)",
-    _PAPER: "var(--paper)",
-    **{colour: f"var(--{name})" for name, colour in COLOURS.items()},
-}
-
 
 _PALE = 0.38
 """Opacity of what was before; what is after is opaque."""
@@ -38,30 +22,6 @@ _PALE = 0.38
 
 _WIDTH = 440
 """Of every drawing, in pixels of a page that has room for two side by side."""
-
-
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 3,
-    "ytick.major.size": 0,
-    "ytick.minor.size": 0,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +120,7 @@ def layer_search(run: RunRecord) -> Drawing | None:
 
     def draw(axes: Axes) -> None:
         for layer in chosen:
-            axes.axvspan(layer - 0.5, layer + 0.5, color=_SHADE, lw=0, antialiased=False)
+            axes.axvspan(layer - 0.5, layer + 0.5, color=SHADE, lw=0, antialiased=False)
         layers = [row["layer"] for row in rows]
         for key, name in (("refusal_rate", "forget"), ("wanted", "retain"), ("unwanted", "unknown")):
             axes.plot(layers, [read_number(row[key]) for row in rows], color=COLOURS[name], marker="o", ms=3.5, lw=1.6)
@@ -195,14 +155,14 @@ def scatter(runs: Sequence[RunRecord], metric: str) -> Drawing | None:
                 xerr=_bar(x),
                 yerr=_bar(y),
                 fmt=shapes[method],
-                color=_INK,
+                color=INK,
                 ms=7,
                 elinewidth=1,
                 capsize=0,
                 gid=f"run-{number}",
             )
         for x, y in starts:
-            axes.plot(x, y, "o", mfc="none", mec=_INK, ms=8)
+            axes.plot(x, y, "o", mfc="none", mec=INK, ms=8)
         axes.grid(visible=True, axis="both")
         axes.set(xlabel=f"forget after: {spoken(metric)}", ylabel=f"retain after: {spoken(metric)}")
         if share:
@@ -210,7 +170,7 @@ def scatter(runs: Sequence[RunRecord], metric: str) -> Drawing | None:
             axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
         for chance in sorted({x.chance for _, _, x, _ in placed if x.chance is not None}):
-            axes.axvline(chance, color=_INK, lw=1, ls=(0, (2, 2)))
+            axes.axvline(chance, color=INK, lw=1, ls=(0, (2, 2)))
         _number_points(axes, [(str(number), x.value, y.value) for number, _, x, y in placed])
 
     lower = placed[0][2].better == "lower"
@@ -227,13 +187,13 @@ def shape_of_methods(runs: Sequence[RunRecord]) -> dict[str, str]:
 def _bars(axes: Axes, pairs: dict[str, tuple[Scores, Scores]]) -> None:
     for place, (name, pair) in enumerate(pairs.items()):
         for score, shift, alpha in zip(pair, (-0.2, 0.2), (_PALE, 1.0), strict=True):
-            axes.bar(place + shift, score.value, width=0.36, color=_PAPER)  # hides the grid behind a pale bar
+            axes.bar(place + shift, score.value, width=0.36, color=PAPER)  # hides the grid behind a pale bar
             axes.bar(place + shift, score.value, width=0.36, color=COLOURS[name], alpha=alpha)
-            axes.errorbar(place + shift, score.value, yerr=_bar(score), color=_INK, elinewidth=1.2, capsize=3)
+            axes.errorbar(place + shift, score.value, yerr=_bar(score), color=INK, elinewidth=1.2, capsize=3)
             _write_above(axes, f"{100 * score.value:.0f}", place + shift, score.value + (_bar(score) or 0), gap=3)
         chance = pair[1].chance
         if chance is not None:
-            axes.plot([place - 0.45, place + 0.45], [chance, chance], color=_INK, lw=1.2, ls=(0, (2, 2)))
+            axes.plot([place - 0.45, place + 0.45], [chance, chance], color=INK, lw=1.2, ls=(0, (2, 2)))
     axes.set(ylim=(0, 1.12), yticks=[0, 0.25, 0.5, 0.75, 1], xlim=(-0.6, len(pairs) - 0.4))
     axes.set_xticks(range(len(pairs)), list(pairs))
     axes.tick_params(axis="x", length=0)
@@ -244,7 +204,7 @@ def _points(axes: Axes, pairs: dict[str, tuple[Scores, Scores]]) -> None:
     for place, (name, pair) in enumerate(pairs.items()):
         axes.plot([place - 0.12, place + 0.12], [score.value for score in pair], color=COLOURS[name], lw=1, alpha=_PALE)
         for score, shift, alpha in zip(pair, (-0.12, 0.12), (_PALE, 1.0), strict=True):
-            axes.errorbar(place + shift, score.value, yerr=_bar(score), fmt="none", ecolor=_INK, elinewidth=1.2)
+            axes.errorbar(place + shift, score.value, yerr=_bar(score), fmt="none", ecolor=INK, elinewidth=1.2)
             axes.plot(place + shift, score.value, "o", ms=9, color=COLOURS[name], alpha=alpha, mew=0)
             _write_above(axes, amount(score.value), place + shift, score.value + (_bar(score) or 0), gap=6)
     axes.set_xlim(-0.6, len(pairs) - 0.4)
@@ -267,7 +227,7 @@ def _curves(axes: Axes, steps: list[list[int]], values: dict[str, list[list[floa
             axes.plot(
                 at,
                 drawn,
-                color=COLOURS.get(name, _INK),
+                color=COLOURS.get(name, INK),
                 marker=marker,
                 ms=4,
                 lw=1.1 if name == "target" else 1.6,
@@ -282,7 +242,7 @@ def _curves(axes: Axes, steps: list[list[int]], values: dict[str, list[list[floa
 
 def _layers(axes: Axes, lines: dict[str, list[Scores | None]], trained: tuple[int, ...]) -> None:
     for layer in trained:
-        axes.axvspan(layer - 0.5, layer + 0.5, color=_SHADE, lw=0, antialiased=False)
+        axes.axvspan(layer - 0.5, layer + 0.5, color=SHADE, lw=0, antialiased=False)
     seen = []
     for name, pair in lines.items():
         for score, width, alpha in zip(pair, (5.0, 1.6), (_PALE, 1.0), strict=True):
@@ -350,10 +310,7 @@ def _plottable(values: Sequence[float]) -> bool:
 
 def _draw(name: str, title: str, draw: Callable[[Axes], None], *, height: int = 250) -> Drawing:
     """One pair of axes as SVG, the same bytes every time and whatever the user's matplotlib settings are."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        matplotlib.rcParams["svg.hashsalt"] = name
+    with styled(name):
         # 72 dpi makes a unit of the drawing one pixel of the page.
         figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=72)
         axes = figure.add_subplot()
@@ -361,19 +318,4 @@ def _draw(name: str, title: str, draw: Callable[[Axes], None], *, height: int = 
         # Fixed margins rather than fitted ones: axes below one another line up.
         left, bottom = (60 if axes.get_ylabel() else 52), (40 if axes.get_xlabel() else 24)
         figure.subplots_adjust(left / _WIDTH, bottom / height, 1 - 14 / _WIDTH, 1 - 8 / height)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return Drawing(title=title, svg=Markup(embed(file.getvalue(), re.sub(r"\W+", "-", name), title)))
-
-
-def embed(svg: str, prefix: str, title: str) -> str:
-    """A stand-alone SVG file as part of a page: no prologue, no addresses, ids of its own, the page's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    view = re.search(r'viewBox="[\d. ]*"', svg)
-    opening = f'<svg {view[0] if view else ""} role="img" aria-label="{escape(title)}">'
-    svg = opening + svg[svg.index(">") + 1 :]
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", svg)
-    return re.sub("|".join(_CSS), lambda colour: _CSS[colour[0]], svg)
+    return Drawing(title=title, svg=embedded(figure, re.sub(r"\W+", "-", name), title))

@@ -219,7 +219,7 @@ def _record(name: str, report: dict[str, Any]) -> RunRecord:
             "file": str(report["patch"]["file"]),
             "sha256": str(report["patch"]["sha256"]),
             "tensors": tuple(str(name) for name in report["patch"]["tensors"]),
-            "bytes": read_number(report["patch"]["bytes"]),
+            "bytes": int(report["patch"]["bytes"]),
             "share_of_model": read_number(report["patch"]["share_of_model"]),
         },
         samples=tuple(

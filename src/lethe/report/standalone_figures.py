@@ -1,21 +1,17 @@
-"""The look of figures that stand alone, as SVG and PNG, and the page that shows several with their readings."""
+"""Figures that stand alone, as SVG and PNG, and the page that shows several with their readings."""
 
-import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from lethe.report.figures import embed
 from lethe.report.pages import render
-from lethe.report.style import CSS, styled
+from lethe.report.style import as_svg, embedded, styled
 from lethe.report.words import LIMITS
 from lethe.system.atomic_files import replacing, write_text
 
@@ -43,7 +39,7 @@ def write_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     Raises: SaveError.
     """
     paths = folder / f"{name}.svg", folder / f"{name}.png"
-    write_text(paths[0], _svg(figure, name))
+    write_text(paths[0], as_svg(figure, name))
     with styled(name), replacing(paths[1]) as partial:
         figure.savefig(partial, format="png", dpi=144, metadata={"Software": None})
     return paths
@@ -64,16 +60,3 @@ def write_page(
     ]
     page = render("analyses.html.jinja", title=title, facts=facts, shown=shown, missing=missing, limits=LIMITS)
     return write_text(path, page)
-
-
-def embedded(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as part of a page, in the page's colours."""
-    svg = embed(_svg(figure, name), name, title)
-    return Markup(re.sub("|".join(CSS), lambda colour: CSS[colour[0]], svg))
-
-
-def _svg(figure: Figure, name: str) -> str:
-    file = io.StringIO()
-    with styled(name):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()

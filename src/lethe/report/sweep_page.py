@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from lethe.report.pages import render
-from lethe.report.standalone_figures import drawing, embedded, write_figure
-from lethe.report.style import COLOURS, INK
+from lethe.report.standalone_figures import drawing, write_figure
+from lethe.report.style import COLOURS, INK, embedded
 from lethe.report.words import LIMITS
 from lethe.system.atomic_files import write_text
 

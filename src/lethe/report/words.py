@@ -174,7 +174,7 @@ def amount(value: float, *, share: bool = False) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """Bytes in the unit that reads best, decimal as disks are sold."""
     if not math.isfinite(count):
         return "not measured"
