@@ -160,7 +160,7 @@ class TokenView(View[TokenLogProbs, TokenLogProbs]):
                 self._compare(*(torch.zeros(()) if gradient is None else gradient for gradient in (mine, theirs)))
         if all(gradient is None for gradient in replayed):
             raise ReplayError(
-                f"nothing of {', '.join(self.trained) or 'no parameter'} influences the model's tokens, so there is "
+                f"nothing of {', '.join(self.trained)} influences the model's tokens, so there is "
                 "nothing to train.\nChoose other parameters."
             )
 
