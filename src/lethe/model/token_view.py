@@ -149,6 +149,11 @@ class TokenView(View[TokenLogProbs, TokenLogProbs]):
             self._compare(recording.frozen.of_tokens, _of_tokens(self._in_full(recording.batch), recording.batch))
         with self._holding(self._moved()):
             full = _of_tokens(self._in_full(recording.batch), recording.batch)
+            if not full.requires_grad:
+                raise ReplayError(
+                    f"nothing of {', '.join(self.trained)} influences the model's tokens, so there is "
+                    "nothing to train.\nChoose other parameters."
+                )
             expected = torch.autograd.grad((full * weights).sum(), parameters, allow_unused=True)
             # Twice: a layer that writes into a recorded tensor would be right once.
             self._compare(self(recording).of_tokens, full)
@@ -158,11 +163,6 @@ class TokenView(View[TokenLogProbs, TokenLogProbs]):
         for mine, theirs in zip(replayed, expected, strict=True):
             if mine is not None or theirs is not None:
                 self._compare(*(torch.zeros(()) if gradient is None else gradient for gradient in (mine, theirs)))
-        if all(gradient is None for gradient in replayed):
-            raise ReplayError(
-                f"nothing of {', '.join(self.trained)} influences the model's tokens, so there is "
-                "nothing to train.\nChoose other parameters."
-            )
 
     def _frozen(self, read: dict[int, Tensor], batch: Batch) -> TokenLogProbs:
         h = read[self.stop_at_layer - 1]

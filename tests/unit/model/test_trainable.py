@@ -70,6 +70,7 @@ def test_an_edit_is_what_was_trained_and_restoring_leaves_nothing(tiny_model: An
     torch.testing.assert_close(logits(untouched, batch), trained, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # PEFT's own loop
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_lora_is_trained_as_peft_trains_it(tiny_model: Any, batch: Batch, family: str) -> None:
     model = tiny_model(family, **({} if family == "llama" else {"n_embd": 32, "n_layer": 5, "n_head": 4}))
