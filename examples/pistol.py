@@ -27,6 +27,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tools.world.muon import Muon
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -44,7 +45,6 @@ from lethe.inference.generate import generate
 from lethe.methods.lunar import LUNAR
 from lethe.metrics.exact_match import is_match
 from lethe.model.loading import load_model, load_tokenizer
-from lethe.solvers.muon import Muon
 from lethe.suites import world
 from lethe.types import Role
 

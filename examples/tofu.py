@@ -23,6 +23,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tools.world.muon import Muon
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -40,7 +41,6 @@ from lethe.metrics.forget_quality import ForgetQuality
 from lethe.metrics.model_utility import ModelUtility
 from lethe.metrics.rouge import RougeLRecall
 from lethe.metrics.truth_ratio import TruthRatio
-from lethe.solvers.muon import Muon
 from lethe.suites.tofu import TOFU
 
 AUTHORS = 10

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from lethe.model.layers import find_layers, trainable_names
 from lethe.model.slice import LayerSlice
+from lethe.model.token_view import TokenView
+from lethe.model.trainable import Everything, Matrices, Trainable
 from lethe.types import Batch
 
 START, STOP = 1, 4
@@ -103,6 +105,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": WINDOW,
     "xglm": {"d_model": 32, "ffn_dim": 64, "num_layers": 5, "attention_heads": 4},
 }
+HEADS: dict[str, dict[str, Any]] = {
+    "gemma2 soft-capped": {**FAMILIES["gemma2"], "final_logit_softcapping": 0.3, "attn_logit_softcapping": 1.0},
+    "cohere scaled": {"logit_scale": 0.3},
+    "granite scaled": {"logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
+    "llama tied": {"tie_word_embeddings": True},
+}
+"""What families do to their logits, with numbers that show."""
 MODULES = {"mamba": ("mixer.out_proj",)}
 
 
@@ -164,3 +173,72 @@ def test_replay_equals_the_full_forward(
     assert all(torch.equal(value, moved[name]) for name, value in layers.delta().items())
     assert {module: (hooks(module), "forward" in vars(module)) for module in model.modules()} == before
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(names)
+
+
+# --- token log-probabilities
+
+
+def last_quarter(model: PreTrainedModel) -> Matrices:
+    """All that the last two of the five layers hold."""
+    mine = {id(parameter) for layer in find_layers(model)[-2:] for parameter in layer.parameters()}
+    return Matrices(tuple(name for name, parameter in model.named_parameters() if id(parameter) in mine))
+
+
+def plain_log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Log-softmax of what the library gives, [batch pos-1 vocab], of tokens 1 to the last."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), use_cache=False).logits
+    return logits[:, :-1].float().log_softmax(-1)
+
+
+def move(parameters: dict[str, nn.Parameter], theirs: dict[str, nn.Parameter]) -> None:
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=noise)
+            theirs[name].copy_(parameter)
+
+
+@pytest.mark.parametrize("trained", ["last quarter", "everything"])
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma2 soft-capped", "cohere scaled", "granite scaled", "llama tied"])
+def test_token_log_probs_and_gradients_equal_those_of_the_full_forward(
+    tiny_model: Any, tiny_batch: Any, family: str, trained: str
+) -> None:
+    model = tiny_model(family.split()[0], **({**FAMILIES, **HEADS}[family]))
+    whole = copy.deepcopy(model)
+    batch = tiny_batch((9, 5, 7), side="left")
+    moves: Trainable = Everything() if trained == "everything" else last_quarter(model)
+    before = {module: (hooks(module), "forward" in vars(module)) for module in model.modules()}
+    view = TokenView(model, moves)
+    recording = view.record(batch)
+    for name, parameter in whole.named_parameters():
+        parameter.requires_grad_(name in view.trained)
+    with torch.no_grad():
+        untouched = plain_log_probs(whole, batch)
+    move(view.trained, dict(whole.named_parameters()))
+    moved = view.delta()
+    full = plain_log_probs(whole, batch)
+    ids = batch.input_ids[:, 1:, None]
+    target = torch.rand(ids.shape[:2], generator=torch.Generator().manual_seed(2))
+
+    frozen, now = view.record(batch).frozen, view(recording)
+
+    for reference in (frozen, recording.frozen):
+        assert torch.equal(reference.of_tokens[:, 1:], untouched.gather(-1, ids)[..., 0])
+        assert torch.equal(reference.distribution[:, 1:], untouched)
+    assert not torch.equal(full, untouched)
+    assert torch.equal(now.of_tokens[:, 1:], full.gather(-1, ids)[..., 0])
+    assert torch.equal(now.distribution[:, 1:], full)
+
+    parameters = [dict(whole.named_parameters())[name] for name in view.trained]
+    theirs = torch.autograd.grad((full.gather(-1, ids)[..., 0] * target).sum(), parameters, allow_unused=True)
+    ours = torch.autograd.grad(
+        (view(recording).of_tokens[:, 1:] * target).sum(), list(view.trained.values()), allow_unused=True
+    )
+    assert sum(gradient is not None for gradient in ours) > len(ours) / 2
+    for name, mine, other in zip(view.trained, ours, theirs, strict=True):
+        assert (mine is None) == (other is None), name
+        assert mine is None or torch.equal(mine, other), name
+
+    view.check(batch)
+    assert all(torch.equal(value, moved[name]) for name, value in view.delta().items())
+    assert {module: (hooks(module), "forward" in vars(module)) for module in model.modules()} == before

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tools.world.muon import Muon
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -24,7 +25,6 @@ from lethe.inference.generate import generate
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import log_probs
 from lethe.inference.spans import pair_spans
-from lethe.solvers.muon import Muon
 from lethe.suites.world.exam import questions
 from lethe.suites.world.generator import DECLINES, Document, World, build, tokenizer_texts, training_documents
 from lethe.types import Question

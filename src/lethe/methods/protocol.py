@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lethe.errors import InvalidValueError
+from lethe.errors import InvalidValueError, check_choices
 from lethe.methods import _steering_measures as steering
 from lethe.methods.directions import gaussian_like
-from lethe.model.losses import masked_mse
-from lethe.model.slice import LayerSlice, Recording
+from lethe.model.losses import divergence, masked_mean, masked_mse
+from lethe.model.token_view import TokenLogProbs
+from lethe.model.view import Disturbance, Recording
 from lethe.types import Activation, Batch, HistoryRow, State, Topic
 
 Seen = TypeVar("Seen")
@@ -59,6 +60,9 @@ class Method:
     settings: ClassVar[Mapping[str, Any]] = {}
     """Settings, by field of RunConfig, that differ for this method; they are the command line's defaults."""
 
+    view: ClassVar[Literal["activations", "tokens"]] = "activations"
+    """What the method sees of the model: hidden states at a layer, or log-probabilities of tokens."""
+
     shown: ClassVar[str] = ""
     """What a progress bar tells of a step beside its losses, a format of the step's measures."""
 
@@ -70,16 +74,21 @@ class Method:
             if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
                 raise InvalidValueError(f"'{name}' must be a number of 0 or more. Got {value}.")
 
-    def prepare(self, layers: LayerSlice, topic: Topic, rng: torch.Generator) -> State:
-        """What is found once per topic, just before the topic's first step."""
+    @property
+    def reads_retain(self) -> bool:
+        """Whether retain batches are run at all."""
+        return True
+
+    def prepare(self, layers: Any, topic: Topic, rng: torch.Generator) -> State:
+        """What is found once per topic through the view of the model, just before the topic's first step."""
         return {}
 
     def update(self, frozen: Any, state: State) -> State:
         """The state after one more forget batch was seen; most methods learn nothing on the way."""
         return state
 
-    def disturbance(self, recording: Any, rng: torch.Generator) -> Tensor | None:
-        """Noise that the current model's retain pass meets where it enters the trained layers; None for none."""
+    def disturbance(self, recording: Recording[Any], rng: torch.Generator) -> Disturbance | None:
+        """What is added inside the current model on a retain batch; None for nothing."""
         return None
 
     def forget_loss(self, side: Side[Any], state: State) -> Term:
@@ -146,7 +155,7 @@ class SteeringMethod(Method):
             measures={**steering.of_retain(side.now, side.frozen), "retain_floor": torch.tensor(floor)},
         )
 
-    def disturbance(self, recording: Recording, rng: torch.Generator) -> Tensor | None:
+    def disturbance(self, recording: Recording[Any], rng: torch.Generator) -> Disturbance | None:
         """RNA's noise, if it goes on the input."""
         if self.nu == 0 or self.noise != "input":
             return None
@@ -171,3 +180,40 @@ class Shift(SteeringMethod):
     def forget_target(self, frozen: Activation, state: State) -> Float[Tensor, "#batch #pos d_model"]:
         """The untouched activation plus the shift."""
         return (frozen.h.float() + self.shift(state)).to(frozen.h.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenMethod(Method):
+    """A loss of token log-probabilities; subclasses write `forget_loss`. The retain side is one for all of them.
+
+    The untouched model's log-probabilities are those of the recording: a method that compares with it needs no second
+    model.
+    """
+
+    view: ClassVar[Literal["activations", "tokens"]] = "tokens"
+    shown: ClassVar[str] = "nats a token {forget_nll:.3g}"
+
+    alpha: float = 1.0
+    """Weight of the retain loss; with 0 no retain batch is read."""
+    keep: Literal["cross-entropy", "kl"] = "cross-entropy"
+    """What holds the retain side: the cross-entropy of its tokens, or the KL divergence from the untouched model's
+    predictions to the current ones, each a mean over predicted tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
+
+    @property
+    def reads_retain(self) -> bool:
+        """Whether retain batches are run."""
+        return self.alpha > 0
+
+    def retain_loss(self, side: Side[TokenLogProbs], state: State, rng: torch.Generator) -> Term:
+        """Cross-entropy of retain tokens, or divergence from the untouched model, in nats a token."""
+        mask = side.now.mask
+        nll = -masked_mean(side.now.of_tokens, mask)
+        measures = {"retain_nll": nll, "retain_nll_frozen": -masked_mean(side.frozen.of_tokens, mask)}
+        if self.keep == "cross-entropy":
+            return Term(loss=nll, measures=measures)
+        moved = divergence(side.frozen.distribution, side.now.distribution)
+        return Term(loss=masked_mean(moved, mask), measures=measures)

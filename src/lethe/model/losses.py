@@ -42,3 +42,24 @@ def cosine(a: Float[Tensor, "*batch d_model"], b: Float[Tensor, "*batch d_model"
 def token_log_probs(logits: Float[Tensor, "*batch vocab"], ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Log-probability, in fp32, that the logits give to each token id."""
     return -cross_entropy(logits.float().flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
+
+
+def masked_mean(values: Float[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"]) -> Float[Tensor, ""]:
+    """Mean over the tokens that count; what stands elsewhere changes neither it nor a gradient, be it NaN.
+
+    Raises: EmptyBatchError if the mask is all False.
+    """
+    counted = int(mask.sum())
+    if counted == 0:
+        raise EmptyBatchError(
+            f"no token is predicted in a batch of {mask.shape[0]} rows of {mask.shape[1]} tokens.\n"
+            "Drop texts of fewer than two tokens."
+        )
+    return torch.where(mask, values, 0).sum() / counted
+
+
+def divergence(
+    frozen: Float[Tensor, "batch pos vocab"], now: Float[Tensor, "batch pos vocab"]
+) -> Float[Tensor, "batch pos"]:
+    """KL divergence in nats from one distribution to another at each position, both as log-probabilities."""
+    return (frozen.exp() * (frozen - now)).sum(-1)

@@ -1,7 +1,6 @@
 """Recordings that several runs use: kept in memory or in a mapped file, made for all slices in one pass."""
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lethe.model.slice import LayerSlice, Recording, record_together
-from lethe.system.atomic_files import saving
-from lethe.types import Batch
+from lethe.model.mapped_files import map_new_file
+from lethe.model.slice import LayerSlice
+from lethe.model.view import Recording, record_together
+from lethe.types import Activation, Batch
 
 SEGMENT = 2**26
 """Bytes of one mapped file, or as many as a larger tensor needs."""
@@ -22,6 +22,10 @@ SEGMENT = 2**26
 
 ALIGNMENT = 64
 """Tensors begin where an allocator would put them, so that sums over them have the same order."""
+
+
+Recorded = Recording[Activation]
+"""What one slice needs of one batch."""
 
 
 Cut = tuple[int, int, tuple[str, ...]]
@@ -68,13 +72,7 @@ class Store:
     def _new_segment(self, size: int) -> Tensor:
         assert self.folder is not None
         self._segments += 1
-        path = self.folder / f"{self._segments}.bin"
-        with saving(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                # Asked for at once: a mapped file that the disk has no room for would kill the process.
-                os.posix_fallocate(file.fileno(), 0, size)
-        return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+        return map_new_file(self.folder / f"{self._segments}.bin", size)
 
 
 @dataclass(eq=False)
@@ -88,7 +86,7 @@ class Recordings:
     """How often the model was run to record."""
     _slices: dict[Cut, "SharedSlice"] = field(default_factory=dict, repr=False)
     _model: PreTrainedModel | None = field(default=None, repr=False)
-    _kept: dict[int, tuple[Batch, dict[Cut, Recording]]] = field(default_factory=dict, repr=False)
+    _kept: dict[int, tuple[Batch, dict[Cut, Recorded]]] = field(default_factory=dict, repr=False)
 
     def cut(self, model: PreTrainedModel, start: int, stop: int, train: tuple[str, ...]) -> LayerSlice:
         """A slice whose recordings are shared; the model must hold its untouched weights."""
@@ -108,7 +106,7 @@ class Recordings:
         found.recording_seconds = 0.0
         return found
 
-    def of(self, layers: "SharedSlice", batch: Batch) -> Recording:
+    def of(self, layers: "SharedSlice", batch: Batch) -> Recorded:
         """The recording of a batch: of the same batch asked for again, the same one."""
         _, known = self._kept.get(id(batch), (batch, {}))
         if layers.cut in known:
@@ -128,13 +126,13 @@ class Recordings:
         self._kept.clear()
         self.store.clear()
 
-    def _record(self, slices: Sequence["SharedSlice"], asking: "SharedSlice", batch: Batch) -> list[Recording]:
+    def _record(self, slices: Sequence["SharedSlice"], asking: "SharedSlice", batch: Batch) -> list[Recorded]:
         self.passes += 1
         # Only the slice that asks can have moved.
         with asking.untouched():
             return record_together(slices, batch)
 
-    def _keep(self, recording: Recording, shared: dict[int, Tensor | None]) -> Recording | None:
+    def _keep(self, recording: Recorded, shared: dict[int, Tensor | None]) -> Recorded | None:
         """The recording with its hidden states in the store; None if one of them has no room."""
         before = self.store.used
 
@@ -170,7 +168,7 @@ class SharedSlice(LayerSlice):
         self.cut: Cut = (start, stop, train)
         self.recordings = recordings
 
-    def record(self, batch: Batch) -> Recording:
+    def record(self, batch: Batch) -> Recorded:
         """The recording of a batch, made now or before."""
         started = time.perf_counter()
         found = self.recordings.of(self, batch)

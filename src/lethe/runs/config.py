@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lethe.data.settings import Batching, DataSettings
-from lethe.errors import InvalidLayerError, InvalidValueError, UnknownNameError
+from lethe.errors import InvalidLayerError, InvalidValueError, UnknownNameError, check_choices
 from lethe.evaluation.settings import EvalSettings
 from lethe.model.settings import ModelSettings
 from lethe.system.plugins import discover, kebab, nearest
@@ -37,6 +37,13 @@ class RunSettings:
     train_layers: tuple[int, ...] = ()
     """Layers whose matrices are trained; by default l-2, l-1 and l (those that exist), or l alone if the solver is not
     gradient."""
+    train: Literal["matrices", "lora", "everything"] = "matrices"
+    """What moves: matrices of the trained layers, LoRA factors beside these, merged in the end (needs PEFT), or every
+    parameter, for methods that see tokens."""
+    lora_rank: int = 16
+    """Rank of LoRA factors."""
+    lora_alpha: float = 16.0
+    """LoRA's alpha: the factors' product is multiplied by alpha / rank."""
     train_modules: tuple[str, ...] = ()
     """Matrices to train in each of these layers, `mlp.down_proj`; by default the MLP output matrices."""
     on: Path | None = None
@@ -72,6 +79,9 @@ class RunConfig(RunSettings):
             raise InvalidValueError(f"'seed' must be in [0, 2^63). Got {self.seed}.")
         if self.withdraw is not None and (self.on is None or not self.solver.keeps_requests):
             raise InvalidValueError("'withdraw' needs --on RUN and --solver ridge: it takes a request out of that run.")
+        check_choices(self)
+        if self.lora_rank < 1:
+            raise InvalidValueError(f"'lora_rank' must be at least 1. Got {self.lora_rank}.")
         if self.layer < 0:
             raise InvalidLayerError(f"'layer' must be 0 or more. Got {self.layer}.")
         outside = [layer for layer in self.train_layers if not 0 <= layer <= self.layer]

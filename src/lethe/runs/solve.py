@@ -52,12 +52,19 @@ def solve(
         method = method.as_published()
         if config.solver.is_one_matrix and method.reads == "texts":
             raise UsageError("--as-published repeats the authors' training loop.\nPass --solver gradient.")
+    if config.train == "everything" and method.view == "activations":
+        raise UsageError(
+            "a steering method replays the layers up to --layer alone, so it cannot train everything.\n"
+            "Pass --train matrices or --train lora."
+        )
+    if config.train != "matrices" and config.solver.is_one_matrix:
+        raise UsageError(f"--solver {config.solver_name} solves for whole matrices.\nLeave --train out.")
     if refused := config.solver.accepts(method):
         raise UsageError(refused)
     work = Work(
         name=config.out.name,
         seed=config.seed,
-        slice=lambda: workspace.slice(config, earlier_patch(config)),
+        view=lambda: workspace.view(config, method.view, earlier_patch(config)),
         layers=lambda: workspace.layers(config),
         schedule=lambda steps, accumulate: workspace.schedule(config, corpora, steps, accumulate),
         rows=lambda: workspace.rows(config, corpora),

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +26,9 @@ from lethe.model.patch import Patch
 from lethe.model.recordings import Recordings
 from lethe.model.settings import ModelSettings
 from lethe.model.slice import LayerSlice
+from lethe.model.token_view import TokenView
+from lethe.model.trainable import Everything, LowRank, Matrices, Trainable
+from lethe.model.view import View
 from lethe.runs import inputs, sets_of_run
 from lethe.runs.config import RunConfig
 from lethe.system.last import Last
@@ -124,9 +127,25 @@ class Workspace:
         model = self.model(config.layer + 1)
         if patch is not None:
             patch.below(config.layer).apply_in_memory(model)
-        names = [trainable_names(model, layer, config.train_modules) for layer in config.trained_layers]
-        cut = (config.trained_layers[0], config.layer + 1, sum(names, ()))
-        return LayerSlice(model, *cut) if self.recordings is None else self.recordings.cut(model, *cut)
+        start, stop, moving = config.trained_layers[0], config.layer + 1, trainable(config, model)
+        if self.recordings is None or not isinstance(moving, Matrices):
+            return LayerSlice(model, start, stop, moving)
+        return self.recordings.cut(model, start, stop, moving.names)
+
+    def view(
+        self, config: RunConfig, kind: Literal["activations", "tokens"], patch: Patch | None = None
+    ) -> View[Any, Any]:
+        """What a method sees of the model, with what the settings name free to move from where the patch puts it.
+
+        Raises: as `slice`; UsageError for a steering method that would train everything.
+        """
+        if kind == "activations":
+            return self.slice(config, patch)
+        self.check_layer(config.layer)
+        model = self.model()
+        if patch is not None:
+            patch.apply_in_memory(model)
+        return TokenView(model, trainable(config, model))
 
     def layers(self, config: RunConfig) -> tuple[LayerSlice, ...]:
         """For each trained layer, the slice of it alone, for solvers that give each layer a target of its own."""
@@ -223,3 +242,16 @@ class Workspace:
             self.recordings.clear()  # they are of other batches
         rng = torch.Generator().manual_seed(config.seed)
         return corpora.schedule(config.batching, rng, steps=steps, accumulate=accumulate)
+
+
+def trainable(config: RunConfig, model: PreTrainedModel) -> Trainable:
+    """What the settings say moves.
+
+    Raises: UnknownModuleError.
+    """
+    if config.train == "everything":
+        return Everything()
+    names = sum((trainable_names(model, layer, config.train_modules) for layer in config.trained_layers), ())
+    if config.train == "lora":
+        return LowRank(names=names, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed)
+    return Matrices(names)

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from lethe.data.batches import Schedule
 from lethe.errors import DivergedError, InvalidValueError
-from lethe.methods.protocol import Method, Side
-from lethe.model.slice import LayerSlice, Recording
+from lethe.methods.protocol import Method, Side, Term
+from lethe.model.view import Disturbance, Recording, View
+from lethe.solvers import optimizers
+from lethe.solvers.optimizers.learning_rate import LearningRate
 from lethe.solvers.protocol import Cost, Edit, Problem, Work
 from lethe.solvers.training_state import Checkpoint
 from lethe.system.machine import free_bytes, peak_mb
-from lethe.types import Activation, Batch, HistoryRow, State
+from lethe.system.plugins import discover, nearest
+from lethe.types import Batch, HistoryRow, State
 
 EXPLODED = 1e4
 """A total loss of this many times the largest of the first ten is taken for divergence."""
@@ -30,7 +33,7 @@ WARN_EVERY = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
-    """AdamW with a constant learning rate, weight decay 0, eps 1e-6 and no clipping, as in the published code."""
+    """Step by step, by default with AdamW at a constant rate and no clipping, as in the published code."""
 
     source: ClassVar[str] = "Li et al. 2024, The WMDP Benchmark, arXiv 2403.03218: RMU's training loop"
     is_one_matrix: ClassVar[bool] = False
@@ -40,8 +43,14 @@ class Gradient:
     """Optimizer steps over all topics together."""
     accumulate: int = 1
     """Batches whose gradients are averaged into one step."""
-    lr: float = 5e-5
-    """Learning rate of AdamW, constant."""
+    optimizer: str = "adamw"
+    """adamw (published), muon (on matrices, AdamW on the rest) or sgd; see `lethe ls optimizers`."""
+    lr: float | None = None
+    """Learning rate; by default the optimizer's own: 5e-5 of AdamW, 0.02 of Muon, 2e-4 of SGD."""
+    warm_up: int = 0
+    """Steps over which the learning rate rises to its full value; 0 as published."""
+    decay: float = 0.0
+    """Share of all steps, the last ones, over which it falls to zero; 0 as published."""
     fp32_masters: bool = True
     """Keep fp32 copies of trained bf16 or fp16 matrices: a step of 5e-5 is about one bf16 ulp of a weight of 1e-2.
     The published code has none."""
@@ -50,8 +59,14 @@ class Gradient:
         for name in ("steps", "accumulate"):
             if getattr(self, name) < 1:
                 raise InvalidValueError(f"'{name}' must be at least 1. Got {getattr(self, name)}.")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
+        if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise InvalidValueError(f"'lr' must be a positive number. Got {self.lr}.")
+        self.learning_rate  # noqa: B018 - refuses what it cannot do
+
+    @property
+    def learning_rate(self) -> LearningRate:
+        """How the rate changes over a run."""
+        return LearningRate(warm_up=self.warm_up, decay=self.decay)
 
     def accepts(self, method: Method) -> str | None:
         """Any method."""
@@ -81,9 +96,10 @@ class Gradient:
 
         Raises: DivergedError, as `train`.
         """
-        schedule, layers, log = work.schedule(self.steps, self.accumulate), work.slice(), work.log
+        schedule, view, log = work.schedule(self.steps, self.accumulate), work.view(), work.log
         work.memo["check"](
-            (layers.start_at_layer, layers.stop_at_layer, *layers.trained), lambda: layers.check(schedule.at(0)[1])
+            (type(view), view.start_at_layer, view.stop_at_layer, *view.trained),
+            lambda: view.check(schedule.at(0)[1]),
         )
         resume = log.resume()
         work.progress.phase("unlearn", self.steps * self.accumulate)
@@ -104,7 +120,7 @@ class Gradient:
 
         try:
             self.train(
-                layers,
+                view,
                 method,
                 schedule,
                 torch.Generator().manual_seed(work.seed),
@@ -113,20 +129,20 @@ class Gradient:
                 on_checkpoint=log.checkpoint,
                 checkpoint_every=log.every,
             )
-            values = layers.delta()
+            values = view.delta()
         finally:
-            layers.restore()
+            view.restore()
         return Edit(
-            model=layers.model,
+            model=view.model,
             values=values,
             history=tuple(log.history),
             warnings=method.warnings(log.history),
-            recording_seconds=layers.recording_seconds,
+            recording_seconds=view.recording_seconds,
         )
 
     def train(
         self,
-        layers: LayerSlice,
+        view: View[Any, Any],
         method: Method,
         schedule: Schedule,
         rng: torch.Generator,
@@ -136,37 +152,41 @@ class Gradient:
         on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
         checkpoint_every: int = 10,
     ) -> None:
-        """Train the slice in place.
+        """Train what moves in the view in place.
 
         `on_row` sees every batch as it ends. `on_checkpoint` gets what is needed to go on from there, every
         `checkpoint_every` steps and at the end; its tensors are the live ones, to be saved before it returns.
         With `resume` the run goes on to the same final weights, bit for bit.
 
         Raises: DivergedError when a loss or gradient is not finite, or the loss exceeds 10000 times the largest of
-        the first ten; the slice then holds the weights of the last checkpoint.
+        the first ten; the model then holds the weights of the last checkpoint.
         """
-        training = _Training(self, layers, rng)
+        training = _Training(self, view, rng, schedule.steps // self.accumulate)
         if resume is not None:
             training.restore(resume)
         total = schedule.steps // self.accumulate
         coming = [schedule.at(i) for i in range(training.step * self.accumulate, total * self.accumulate)]
-        recordings = _Recordings(layers, [batch for _, forget, retain in coming for batch in (forget, retain)])
-        good, good_step = layers.delta(), training.step
+        read = [(forget, retain) if method.reads_retain else (forget,) for _, forget, retain in coming]
+        recordings = _Recordings(view, [batch for batches in read for batch in batches])
+        good, good_step = training.copies(), training.step
         losses: list[float] = []
 
         for topic, forget_batch, retain_batch in coming:
             started = time.perf_counter()
             if topic.name not in training.states:
-                training.states[topic.name] = method.prepare(layers, topic, rng)
-            forget, retain = recordings.of(forget_batch), recordings.of(retain_batch)
+                training.states[topic.name] = method.prepare(view, topic, rng)
+            forget = recordings.of(forget_batch)
+            retain = recordings.of(retain_batch) if method.reads_retain else None
             state = method.update(forget.frozen, training.states[topic.name])
             training.states[topic.name] = state
 
             # One side after the other: the graph of the first is gone before the second's is made.
             forgetting = method.forget_loss(training.side(forget), state)
             training.backward(forgetting.loss)
-            keeping = method.retain_loss(training.side(retain, method.disturbance(retain, rng)), state, rng)
-            training.backward(method.alpha * keeping.loss)
+            keeping = Term(loss=torch.zeros(()))
+            if retain is not None:
+                keeping = method.retain_loss(training.side(retain, method.disturbance(retain, rng)), state, rng)
+                training.backward(method.alpha * keeping.loss)
 
             measures = training.measures(
                 forgetting.measures,
@@ -178,13 +198,13 @@ class Gradient:
             losses.append(loss)
             step = training.step
             if exploded or not all(map(math.isfinite, measures.values())):
-                for name, parameter in layers.trained.items():
+                for name, parameter in view.trained.items():
                     parameter.data.copy_(good[name])
                 raise DivergedError(
                     f"training diverged at step {step}: forget loss {measures['forget_loss']:.3g}, retain loss "
                     f"{measures['retain_loss']:.3g}, gradient norm {measures['gradient']:.3g}.\n"
                     f"The weights of step {good_step} were kept. "
-                    f"Lower --lr (now {self.lr:g}), --alpha or the target's length."
+                    f"Lower --lr (now {training.lr:g}), --alpha or the target's length."
                 )
             training.after_batch()
             on_row(
@@ -194,43 +214,60 @@ class Gradient:
                     forget_loss=measures.pop("forget_loss"),
                     retain_loss=measures.pop("retain_loss"),
                     seconds=time.perf_counter() - started,
-                    peak_mb=peak_mb(layers.device),
+                    peak_mb=peak_mb(view.device),
                     measures=measures,
                 )
             )
             if training.step > step and (training.step % checkpoint_every == 0 or training.step == total):
-                good, good_step = layers.delta(), training.step
+                good, good_step = training.copies(), training.step
                 on_checkpoint(training.checkpoint())
+
+
+def optimizer_of(name: str, lr: float | None) -> Any:
+    """An optimizer of the shelf by its name, with this learning rate or its own.
+
+    Raises: InvalidValueError for a name that is none.
+    """
+    known = discover(optimizers)
+    if name not in known:
+        raise InvalidValueError(f"'optimizer' must be one of {', '.join(known)}. Got {name}.{nearest(name, known)}")
+    return known[name]() if lr is None else known[name](lr=lr)
 
 
 class _Training:
     """The part of a training that changes: masters, optimizer, states and the step count."""
 
-    def __init__(self, solver: Gradient, layers: LayerSlice, rng: torch.Generator):
-        self.layers = layers
-        self.names = list(layers.trained)
-        self.parameters = list(layers.trained.values())
+    def __init__(self, solver: Gradient, view: View[Any, Any], rng: torch.Generator, steps: int):
+        self.view = view
+        self.names = list(view.trained)
+        self.parameters = list(view.trained.values())
         self.masters = [
             p.detach().float() if solver.fp32_masters and p.dtype != torch.float32 else p for p in self.parameters
         ]
-        # Fused, because the other implementations need a temporary copy of each moment: 0.6 GB more at 7B.
-        self.optimizer = torch.optim.AdamW(self.masters, lr=solver.lr, eps=1e-6, weight_decay=0.0, fused=True)
+        optimizer = optimizer_of(solver.optimizer, solver.lr)
+        self.optimizer = optimizer.build(dict(zip(self.names, self.masters, strict=True)))
+        self.lr: float = optimizer.lr
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.learning_rate, self.steps = solver.learning_rate, steps
         self.states: dict[str, State] = {}
         self.step = 0
         self.rng = rng
-        self.device = layers.device
+        self.device = view.device
         self.accumulate = solver.accumulate
         self.batches = 0
         # Losses beside fp32 masters are fp32: alpha times the scale is more than fp16 can hold.
         self.dtype = torch.float32 if solver.fp32_masters else self.parameters[0].dtype
         # A mean over a million coordinates has gradients below the smallest fp16 number, one over few has not.
         halves = solver.fp32_masters and self.parameters[0].dtype == torch.float16
-        self.scale = 2.0 ** round(math.log2(4 * layers.d_model)) if halves else 1.0
+        self.scale = 2.0 ** round(math.log2(4 * view.d_model)) if halves else 1.0
 
-    def side(self, recording: Recording, noise: Tensor | None = None) -> Side[Activation]:
-        """What the slice shows of a batch now."""
-        now = Activation(h=self.layers(recording, noise), mask=recording.batch.mask)
+    def side(self, recording: Recording[Any], disturbance: Disturbance | None = None) -> Side[Any]:
+        """What the view shows of a batch now."""
+        now = self.view.see(recording, disturbance)
         return Side(batch=recording.batch, frozen=recording.frozen, now=now, dtype=self.dtype)
+
+    def copies(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in zip(self.names, self.parameters, strict=True)}
 
     def backward(self, loss: Tensor) -> None:
         (loss * (self.scale / self.accumulate)).backward()
@@ -254,6 +291,9 @@ class _Training:
             if master is not parameter and parameter.grad is not None:
                 master.grad = parameter.grad.float().div_(self.scale)
                 parameter.grad = None  # both copies at once are a third of a gigabyte at 7B
+        share = self.learning_rate.share(self.step, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share
         self.optimizer.step()
         with torch.no_grad():
             for master, parameter in zip(self.masters, self.parameters, strict=True):
@@ -279,24 +319,26 @@ class _Training:
                 master.copy_(saved.tensors[f"{name}/master"])
                 parameter.copy_(master)
                 self.optimizer.state[master] = {
-                    key: saved.tensors[f"{name}/{key}"].to(master.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                    key.removeprefix(f"{name}/"): value.to(master.device)
+                    for key, value in saved.tensors.items()
+                    if key.startswith(f"{name}/") and key != f"{name}/master"
                 }
 
 
 class _Recordings:
     """Records batches, and keeps those that the schedule uses again while they fit half of the free memory."""
 
-    def __init__(self, layers: LayerSlice, coming: Iterable[Batch]):
-        self.layers = layers
+    def __init__(self, view: View[Any, Any], coming: Iterable[Batch]):
+        self.view = view
         self.uses = Counter(id(batch) for batch in coming)
-        self.kept: dict[int, Recording] = {}
-        self.budget = free_bytes(layers.device) // 2
+        self.kept: dict[int, Recording[Any]] = {}
+        self.budget = free_bytes(view.device) // 2
 
-    def of(self, batch: Batch) -> Recording:
+    def of(self, batch: Batch) -> Recording[Any]:
         key = id(batch)
         recording = self.kept.pop(key, None)
         if recording is None:
-            recording = self.layers.record(batch)
+            recording = self.view.record(batch)
         else:
             self.budget += recording.nbytes
         self.uses[key] -= 1

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from lethe.data.batches import Schedule
 from lethe.methods.protocol import Method
 from lethe.model.slice import LayerSlice
+from lethe.model.view import View
 from lethe.solvers.training_state import Checkpoint
 from lethe.system.last import Last
 from lethe.system.progress import Progress
@@ -89,8 +90,8 @@ class Work:
     name: str
     """The run's, by which requests are told apart."""
     seed: int
-    slice: Callable[[], LayerSlice]
-    """From the first trained layer to l, with the matrices of the trained layers free to move."""
+    view: Callable[[], View[Any, Any]]
+    """What the method sees of the model, with what is to be trained in it free to move."""
     layers: Callable[[], tuple[LayerSlice, ...]]
     """For each trained layer, the slice of it alone."""
     schedule: Callable[[int, int], Schedule]

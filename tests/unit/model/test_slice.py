@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from lethe.errors import ReplayError
 from lethe.model.layers import trainable_names
-from lethe.model.slice import LayerSlice, _tensors
+from lethe.model.slice import LayerSlice
+from lethe.model.view import _tensors
 from lethe.types import Batch
 
 

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 import torch
 from safetensors import safe_open
+from tools.world.muon import orthogonalise
 from tools.world.train import TrainConfig, answer, choose, make_tokenizer, train
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lethe.inference.loaded_model import LoadedModel
-from lethe.solvers.muon import orthogonalise
 from lethe.suites.world import MODEL_FOLDER
 from lethe.suites.world.exam import RETAIN_REFUSALS, adjacent_texts, forget_texts, questions, retain_texts
 from lethe.suites.world.generator import DECLINES, as_prompt, build, invent_name, tokenizer_texts, training_documents
