@@ -1,21 +1,51 @@
 """Remove chosen knowledge from open-weight language models by steering their activations."""
 
+import importlib
+import typing
+
 from lethe.__version__ import __version__ as __version__
-from lethe.errors import LetheError
-from lethe.inference.loaded_model import LoadedModel
-from lethe.methods.adaptive_rmu import AdaptiveRMU
-from lethe.methods.lunar import LUNAR
-from lethe.methods.protocol import SteeringMethod
-from lethe.methods.rmu import RMU
-from lethe.methods.rsv import RSV
-from lethe.metrics.protocol import Metric
-from lethe.model.loading import load_model, load_tokenizer
-from lethe.model.patch import Patch
-from lethe.model.slice import LayerSlice
-from lethe.runs.config import RunConfig
-from lethe.runs.unlearn import Result, unlearn
-from lethe.solvers.gradient import Gradient
-from lethe.types import Activation, Batch, EvalSet, Question, Scores
+
+if typing.TYPE_CHECKING:
+    from lethe.analyses.protocol import Analysis
+    from lethe.errors import (
+        CorpusError,
+        DivergedError,
+        EmptyBatchError,
+        InvalidLayerError,
+        InvalidValueError,
+        LetheError,
+        ModelError,
+        OutOfMemoryError,
+        PatchError,
+        QuestionError,
+        ReplayError,
+        RunFolderError,
+        SaveError,
+        UnknownModuleError,
+        UnknownNameError,
+        UsageError,
+    )
+    from lethe.evaluation.compare import compare
+    from lethe.evaluation.results import read as read_scores
+    from lethe.inference.loaded_model import LoadedModel
+    from lethe.methods.adaptive_rmu import AdaptiveRMU
+    from lethe.methods.lunar import LUNAR
+    from lethe.methods.protocol import SteeringMethod
+    from lethe.methods.rmu import RMU
+    from lethe.methods.rsv import RSV
+    from lethe.metrics.protocol import Combination, Metric
+    from lethe.model.loading import load_model, load_tokenizer
+    from lethe.model.patch import Patch
+    from lethe.model.slice import LayerSlice
+    from lethe.runs.config import RunConfig
+    from lethe.runs.evaluate import Evaluation, evaluate
+    from lethe.runs.inputs import check_slice as check
+    from lethe.runs.unlearn import Result, unlearn
+    from lethe.solvers.gradient import Gradient
+    from lethe.suites.protocol import Suite
+    from lethe.sweeps.spec import Sweep
+    from lethe.sweeps.sweep import sweep
+    from lethe.types import Activation, Batch, EvalSet, Question, Scores
 
 __all__ = [
     "LUNAR",
@@ -23,20 +53,87 @@ __all__ = [
     "RSV",
     "Activation",
     "AdaptiveRMU",
+    "Analysis",
     "Batch",
+    "Combination",
+    "CorpusError",
+    "DivergedError",
+    "EmptyBatchError",
     "EvalSet",
+    "Evaluation",
     "Gradient",
+    "InvalidLayerError",
+    "InvalidValueError",
     "LayerSlice",
     "LetheError",
     "LoadedModel",
     "Metric",
+    "ModelError",
+    "OutOfMemoryError",
     "Patch",
+    "PatchError",
     "Question",
+    "QuestionError",
+    "ReplayError",
     "Result",
     "RunConfig",
+    "RunFolderError",
+    "SaveError",
     "Scores",
     "SteeringMethod",
+    "Suite",
+    "Sweep",
+    "UnknownModuleError",
+    "UnknownNameError",
+    "UsageError",
+    "check",
+    "compare",
+    "evaluate",
     "load_model",
     "load_tokenizer",
+    "read_scores",
+    "sweep",
     "unlearn",
 ]
+
+_HOMES = {
+    "analyses.protocol": "Analysis",
+    "errors": "CorpusError DivergedError EmptyBatchError InvalidLayerError InvalidValueError LetheError ModelError "
+    "OutOfMemoryError PatchError QuestionError ReplayError RunFolderError SaveError UnknownModuleError "
+    "UnknownNameError UsageError",
+    "evaluation.compare": "compare",
+    "evaluation.results": "read_scores=read",
+    "inference.loaded_model": "LoadedModel",
+    "methods.adaptive_rmu": "AdaptiveRMU",
+    "methods.lunar": "LUNAR",
+    "methods.protocol": "SteeringMethod",
+    "methods.rmu": "RMU",
+    "methods.rsv": "RSV",
+    "metrics.protocol": "Combination Metric",
+    "model.loading": "load_model load_tokenizer",
+    "model.patch": "Patch",
+    "model.slice": "LayerSlice",
+    "runs.config": "RunConfig",
+    "runs.evaluate": "Evaluation evaluate",
+    "runs.inputs": "check=check_slice",
+    "runs.unlearn": "Result unlearn",
+    "solvers.gradient": "Gradient",
+    "suites.protocol": "Suite",
+    "sweeps.spec": "Sweep",
+    "sweeps.sweep": "sweep",
+    "types": "Activation Batch EvalSet Question Scores",
+}
+"""Where each name is imported from when it is first asked for: torch takes seconds, and `lethe --help` needs none."""
+
+
+def __getattr__(name: str) -> typing.Any:
+    for module, names in _HOMES.items():
+        for public, _, own in (word.partition("=") for word in names.split()):
+            if public == name:
+                globals()[name] = thing = getattr(importlib.import_module(f"lethe.{module}"), own or public)
+                return thing
+    raise AttributeError(f"module 'lethe' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,39 +1,27 @@
 """The commands `lethe data check` and `lethe data rank`: what one's own data is worth, before and without a run."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional
 
-from lethe.cli import progress_bars, tables
-from lethe.cli.console import NOTES, RESULT, Json, examples, parse, print_json
-from lethe.data import data_folder
-from lethe.data.data_folder import OwnData
+from lethe.cli import progress_bars
+from lethe.cli.console import NOTES, RESULT, Command, Json, print_json
 from lethe.errors import InvalidValueError, UnknownNameError, UsageError
 from lethe.runs.config import RunConfig
 from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
-from lethe.system import plugins as configs
-from lethe.system.atomic_files import require_place
+from lethe.system.plugins import nearest, summary
+
+if TYPE_CHECKING:
+    import lethe.advice.rank_rows
+    import lethe.data.check_data
 
 ROWS = 10
 """Row numbers that a finding lists in the terminal; with --json all."""
-
-
-def data(argv: list[str]) -> None:
-    """Check a folder of own data before a run, or rank its rows by what they do to it."""
-    parts = {"check": check, "rank": rank}
-    if not argv or argv[0] in ("-h", "--help"):
-        RESULT.print("usage: lethe data check|rank DIR\n")
-        RESULT.print(tables.commands({name: (run.__doc__ or "").splitlines()[0] for name, run in parts.items()}))
-        examples("data")
-        return
-    if argv[0] not in parts:
-        hint = configs.nearest(argv[0], parts)
-        raise UnknownNameError(f"there is no 'lethe data {argv[0]}'.{hint}\nThere is lethe data check and data rank.")
-    parse(parts[argv[0]], argv[1:], f"data {argv[0]}", None)
 
 
 def check(
@@ -107,8 +95,10 @@ def rank(
         out: Where all rows are written, .json or .csv.
     """
     from lethe.advice import rank_rows
+    from lethe.data import data_folder
     from lethe.model.loading import load_tokenizer
     from lethe.runs import inputs
+    from lethe.system.atomic_files import require_place
     from lethe.system.machine import explaining_memory, find_device, threads
 
     require_place(out, [Path(name).expanduser() for name in (*forget, retain) if name is not None])
@@ -150,6 +140,30 @@ def rank(
         NOTES.print(f"{found.left_out} rows that this tokenizer turns into nothing were left out.")
 
 
+def data(part: str, argv: Sequence[str]) -> tuple[Callable[..., None], Sequence[str]]:
+    """Check a folder of own data before a run, or rank its rows by what they do to it."""
+    if part not in PARTS:
+        raise UnknownNameError(
+            f"there is no 'lethe data {part}'.{nearest(part, PARTS)}\nThere is lethe data check and data rank."
+        )
+    return PARTS[part], argv
+
+
+PARTS: dict[str, Callable[..., None]] = {"check": check, "rank": rank}
+
+
+DATA = Command(
+    run=data,
+    usage="check|rank DIR",
+    words=lambda: {name: summary(part) for name, part in PARTS.items()},
+    examples=(
+        "lethe data check ./my-data --model ./my-model",
+        "lethe data check --forget a.jsonl b.jsonl --retain wiki.txt",
+        "lethe data rank ./my-data --model ./my-model --layer 7 --out rows.csv",
+    ),
+)
+
+
 def _named(
     folder: Path | None, forget: tuple[str, ...], retain: str | None, questions: tuple[Path, ...]
 ) -> tuple[tuple[str, ...], str | None, tuple[Path, ...]]:
@@ -157,9 +171,11 @@ def _named(
 
     Raises: UsageError if nothing is named; CorpusError.
     """
+    from lethe.data import data_folder
+
     if folder is None and not (forget or retain or questions):
         raise UsageError("no data is named.\nGive a folder, or --forget and --retain.")
-    files = OwnData(folder=Path()) if folder is None else data_folder.find(folder)
+    files = data_folder.OwnData(folder=Path()) if folder is None else data_folder.find(folder)
     return (
         forget or tuple(map(str, files.forget)),
         retain or (None if files.retain is None else str(files.retain)),
@@ -167,7 +183,7 @@ def _named(
     )
 
 
-def _facts(found: Any) -> Table:
+def _facts(found: "lethe.data.check_data.DataCheck") -> Table:
     table = _table("", "corpus", "rows", "characters", "shortest", "median", "longest", "tokens")
     for side, facts in (*(("forget", one) for one in found.forget), ("", found.retain)):
         if facts is not None:
@@ -179,7 +195,7 @@ def _facts(found: Any) -> Table:
     return table
 
 
-def _ranked(title: str, rows: Any) -> Table:
+def _ranked(title: str, rows: "Sequence[lethe.advice.rank_rows.RankedRow]") -> Table:
     table = _table(title, "file", "row", "topic", "score", "other side", "its nearest", "own class")
     for row in rows:
         cells = (Text(row.source), str(row.number), Text(row.topic), f"{row.score:.3f}")

@@ -2,14 +2,20 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from rich.table import Table
 from tyro.conf import Positional
 
-from lethe.cli import progress_bars, tables
-from lethe.cli.console import NOTES, RESULT, Json, print_json
+from lethe.cli import progress_bars
+from lethe.cli.console import NOTES, RESULT, Command, Json, print_json
+from lethe.cli.tables import empty_table
 from lethe.runs.config import RunConfig
 from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
+
+if TYPE_CHECKING:
+    import lethe.advice.advise
+    import lethe.advice.layer_search
 
 
 def layers(
@@ -54,8 +60,14 @@ def layers(
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
-        RESULT.print(tables.layer_search(found))
+        RESULT.print(_searched(found))
         RESULT.print(f"next: lethe unlearn lunar --model {model} --layers-from {out} ...")
+
+
+LAYERS = Command(
+    run=layers,
+    examples=("lethe layers builtin", "lethe layers ./my-model --forget q.jsonl --retain r.jsonl --out layers.json"),
+)
 
 
 def advise(
@@ -94,5 +106,45 @@ def advise(
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
-        RESULT.print(tables.advice(found))
+        RESULT.print(_advice(found))
         RESULT.print(f"{found.reason}\nnext: lethe unlearn rmu --model {model} --layer auto ...")
+
+
+ADVISE = Command(
+    run=advise,
+    examples=("lethe advise builtin", "lethe advise ./my-model --forget a.jsonl --retain r.txt --out advice.json"),
+)
+
+
+def _advice(found: "lethe.advice.advise.Advice") -> Table:
+    """What was read at each layer, and which one is proposed."""
+    columns = ("layer", "norm", "growth", "reach", "passed on", "separability", "chosen")
+    table = empty_table(f"{found.model}: {found.tokens} tokens read in {found.seconds:.0f} s", *columns)
+    for row in found.layers:
+        table.add_row(
+            str(row.layer),
+            f"{row.median_norm:.3g}",
+            f"{row.growth:.2f}",
+            f"{100 * row.reach:.0f} %",
+            f"{row.passed_on:.2f}",
+            "" if row.separability is None else f"{row.separability:.2f}",
+            "chosen" if row.layer == found.chosen.layer else "",
+        )
+    return table
+
+
+def _searched(found: "lethe.advice.layer_search.LayerSearch") -> Table:
+    """Scores of each layer."""
+    columns = ("layer", "refused", "wanted (s1)", "unwanted (s2)", "s1 - s2", "direction", "chosen")
+    table = empty_table(f"steered by {found.coefficient:g} times the direction at the last prompt token", *columns)
+    for row in found.layers:
+        table.add_row(
+            str(row.layer),
+            f"{100 * row.refusal_rate:.0f} %",
+            f"{row.wanted:.3f}",
+            f"{row.unwanted:.3f}",
+            f"{row.wanted - row.unwanted:+.3f}",
+            f"{row.length:.3g}",
+            str(found.chosen.index(row.layer) + 1) if row.layer in found.chosen else "",
+        )
+    return table

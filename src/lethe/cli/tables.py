@@ -1,23 +1,9 @@
-"""What a terminal shows: results as tables, examples, progress bars. Nothing here writes to stdout."""
+"""How tables of several commands look, and how a score stands in one."""
 
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
-
-from lethe import analyses as analyses_folder
-from lethe import methods as methods_folder
-from lethe import metrics as metrics_folder
-from lethe.advice.advise import Advice
-from lethe.advice.layer_search import LayerSearch
-from lethe.model.diff import TensorDiff
-from lethe.report.words import FEATURED, metric_and_set, metric_names
-from lethe.runs.estimate import Plan
-from lethe.system.plugins import discover
 
 PERCENT = (
     "multiple_choice",
@@ -43,222 +29,13 @@ PERCENT = (
 """Metrics that are shares, shown in per cent."""
 
 
-EXAMPLES: dict[str, list[str]] = {
-    "demo": ["lethe demo"],
-    "unlearn": [
-        "lethe unlearn adaptive-rmu --model builtin --layer 5 --beta 2 --out runs/a",
-        "lethe unlearn rmu --model HuggingFaceH4/zephyr-7b-beta --forget cyber.jsonl --retain wiki.txt --out runs/b",
-        "lethe unlearn rmu --model ./my-model --forget a.jsonl --retain r.txt --layer 7 --dry-run",
-        "lethe unlearn rmu --model ./my-model --data ./my-data --out runs/my",
-        "lethe unlearn lunar --model ./my-chat --forget questions.jsonl --retain others.jsonl --layer 20 --out runs/c",
-        "lethe unlearn rmu --model builtin --nu 10 --out runs/d",
-        "lethe unlearn rmu --model builtin --layer auto --out runs/e",
-        "lethe unlearn runs/a/config.yaml --seed 1 --out runs/a1",
-    ],
-    "sweep": [
-        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --seeds 0 1 2 --out runs/sweep",
-        "lethe sweep rmu --model ./my-model --forget a.jsonl --retain r.txt --grid layer=7,11 steering_coeff=20,50",
-        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=1,2,3,5,8,10 --halving --out runs/halved",
-        "lethe sweep adaptive-rmu --grid layer=3..9 beta=1..10 --engine optuna --trials 40 --out runs/searched",
-        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --engine ray --workers 2 --out runs/on-ray",
-    ],
-    "advise": ["lethe advise builtin", "lethe advise ./my-model --forget a.jsonl --retain r.txt --out advice.json"],
-    "layers": ["lethe layers builtin", "lethe layers ./my-model --forget q.jsonl --retain r.jsonl --out layers.json"],
-    "withdraw": ["lethe withdraw runs/b a --out runs/b-without-a"],
-    "eval": [
-        "lethe eval builtin --split dev",
-        "lethe eval runs/a",
-        "lethe eval ./my-model --retain-questions mine.jsonl",
-        "lethe eval runs/a --exam ./mmlu --shots 5 --shuffle 0 --out mmlu.json",
-        "lethe eval runs/a --harness wmdp,mmlu --batch-size 16",
-        "lethe eval runs/a --suite tofu:forget05 --data ./tofu --retain-only ./retain95",
-    ],
-    "data": [
-        "lethe data check ./my-data --model ./my-model",
-        "lethe data check --forget a.jsonl b.jsonl --retain wiki.txt",
-        "lethe data rank ./my-data --model ./my-model --layer 7 --out rows.csv",
-    ],
-    "analyze": [
-        "lethe analyze layers builtin --layers 2 7 11 --out runs/analyses",
-        "lethe analyze all runs/a --out runs/a-analyses",
-    ],
-    "check": ["lethe check builtin --layer 5", "lethe check ./my-model --layer 7"],
-    "ls": ["lethe ls methods", "lethe ls runs"],
-    "report": ["lethe report runs/a", "lethe report runs/a runs/b --out runs/compare.html"],
-    "compare": [
-        "lethe compare runs/a runs/b --out runs/a-b",
-        "lethe compare runs/a --metrics all",
-        "lethe compare base.json runs/seed0 runs/seed1 runs/seed2",
-    ],
-    "export": ["lethe export runs/a --to ./edited-model"],
-    "apply": ["lethe apply runs/a/patch.safetensors ./my-model --to ./edited-model"],
-    "revert": ["lethe revert ./edited-model --to ./my-model-again"],
-    "diff": ["lethe diff ./my-model ./edited-model"],
-}
-"""What one may copy, by command."""
-
-
-def before_after(report: Mapping[str, Any]) -> Table:
-    """Scores before and after, one row a metric and set."""
-    method = report["method"]
-    title = f"{method['name']} on {report['model']}, layer {report['config']['layer']}"
-    table = _table(title, "metric", "set", "before", "after", "n", "chance")
-    for name, after in _by_metric(report["after"]).items():
-        metric, data = metric_and_set(name)
-        if metric not in FEATURED:
-            continue
-        chance = f"{100 * after['chance']:.0f} %" if "chance" in after else ""
-        table.add_row(
-            metric, data, _score(metric, report["before"][name]), _score(metric, after), str(after["n"]), chance
-        )
-    measured = {metric_and_set(name)[0] for name in report["after"]}
-    more = len(measured - set(FEATURED))
-    table.caption = f"{more} more metrics stand in the report." if more else None
-    if not measured:
-        table.caption = "Not measured (--evaluate none)."
-    return table
-
-
-def scores(found: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Scores of one model."""
-    table = _table("", "metric", "set", "value", "n", "chance")
-    for name, score in _by_metric(found).items():
-        metric, data = metric_and_set(name)
-        chance = f"{100 * score['chance']:.0f} %" if "chance" in score else ""
-        table.add_row(metric, data, _score(metric, score), str(score["n"]), chance)
-    return table
-
-
-def plan(settings: Mapping[str, Any], found: Plan) -> Table:
-    """The resolved settings and the plan of a run."""
-    table = _table("plan (nothing was run)", "what", "value")
-    for key, value in {**settings["method"], **settings["run"]}.items():
-        table.add_row(key, Text(_short(value)))
-    table.add_section()
-    table.add_row("layers loaded for training", f"{found.layers} of {found.of}")
-    for name, shape in found.matrices.items():
-        table.add_row("trained", Text(f"{name} {' x '.join(map(str, shape))}"))
-    table.add_row("weights loaded for training", f"{found.weights_gb:.2g} GB")
-    closed = settings["run"]["solver"] != "gradient"
-    table.add_row(
-        "sums of the corpora" if closed else "copies, gradients, optimizer",
-        f"{found.training_gb:.2g} GB, and activations",
-    )
-    if found.whole_model_first:
-        table.add_row("before it", "the whole model once, to ask the reference prompts")
-    table.add_row("weights loaded for evaluation", f"{found.evaluation_gb:.2g} GB, after training")
-    table.add_row("patch", f"{found.patch_gb:.2g} GB")
-    table.add_row("the solve" if closed else "a step", f"{found.step_flops / 1e9:.3g} GFLOP")
-    table.add_row("training, estimated", f"{found.seconds:.3g} s at this machine's rate of matrix products")
-    return table
-
-
-def methods() -> Table:
-    """Every discovered method."""
-    return _discovered(methods_folder, "method", "what it does")
-
-
-def metrics() -> Table:
-    """Every discovered metric, as reports call it."""
-    table = _table("", "metric", "what it measures", "good on retain", "chance level", "needs", "source")
-    for name, kind in discover(metrics_folder).items():
-        found: Any = kind
-        better = "" if found.better == "neither" else found.better
-        table.add_row(name.replace("-", "_"), _first_line(kind), better, found.chance, found.needs, found.source)
-    return table
-
-
-def analyses() -> Table:
-    """Every discovered analysis."""
-    return _discovered(analyses_folder, "analysis", "what it shows")
-
-
-def runs(folder: Path) -> Table:
-    """Complete runs directly inside a folder."""
-    table = _table("", "run", "method", "model", "layer", "forget", "retain")
-    for path in sorted(folder.glob("*/report.json")):
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            after = report["after"]
-            cells = [report["method"]["name"], report["model"], str(report["config"]["layer"])]
-        except (OSError, ValueError, KeyError) as error:
-            table.add_row(str(path.parent), f"unreadable report.json ({type(error).__name__})")
-            continue
-        for data in ("forget", "retain"):
-            name = next((f"{m}/{data}" for m in ("multiple_choice", "perplexity") if f"{m}/{data}" in after), None)
-            cells.append(f"{_score(name.partition('/')[0], after[name])}" if name else "not measured")
-        table.add_row(str(path.parent), *cells)
-    if not table.rows:
-        table.caption = f"No complete run in {folder}."
-    return table
-
-
-def advice(found: Advice) -> Table:
-    """What was read at each layer, and which one is proposed."""
-    columns = ("layer", "norm", "growth", "reach", "passed on", "separability", "chosen")
-    table = _table(f"{found.model}: {found.tokens} tokens read in {found.seconds:.0f} s", *columns)
-    for row in found.layers:
-        table.add_row(
-            str(row.layer),
-            f"{row.median_norm:.3g}",
-            f"{row.growth:.2f}",
-            f"{100 * row.reach:.0f} %",
-            f"{row.passed_on:.2f}",
-            "" if row.separability is None else f"{row.separability:.2f}",
-            "chosen" if row.layer == found.chosen.layer else "",
-        )
-    return table
-
-
-def layer_search(found: LayerSearch) -> Table:
-    """Scores of each layer."""
-    columns = ("layer", "refused", "wanted (s1)", "unwanted (s2)", "s1 - s2", "direction", "chosen")
-    table = _table(f"steered by {found.coefficient:g} times the direction at the last prompt token", *columns)
-    for row in found.layers:
-        table.add_row(
-            str(row.layer),
-            f"{100 * row.refusal_rate:.0f} %",
-            f"{row.wanted:.3f}",
-            f"{row.unwanted:.3f}",
-            f"{row.wanted - row.unwanted:+.3f}",
-            f"{row.length:.3g}",
-            str(found.chosen.index(row.layer) + 1) if row.layer in found.chosen else "",
-        )
-    return table
-
-
-def differences(rows: Sequence[TensorDiff]) -> Table:
-    """How two checkpoints differ."""
-    table = _table("", "tensor", "layer", "kind", "relative norm", "effective rank", "shape")
-    for row in rows:
-        table.add_row(
-            row.name,
-            "" if row.layer is None else str(row.layer),
-            row.kind,
-            "" if row.relative_norm is None else f"{row.relative_norm:.3g}",
-            "" if row.effective_rank is None else f"{row.effective_rank:.1f}",
-            " x ".join(map(str, row.shape)),
-        )
-    if not rows:
-        table.caption = "No tensor differs."
-    return table
-
-
-def facts(title: str, found: Mapping[str, Any]) -> Table:
-    """Names and values."""
-    table = _table(title, "what", "value")
-    for name, value in found.items():
-        lines = value.items() if isinstance(value, Mapping) else [("", value)]
-        for key, entry in lines:
-            table.add_row(name, Text(f"{key} {_short(entry)}".strip()))
-    return table
-
-
-def commands(found: Mapping[str, str]) -> Table:
-    """The commands and what they do."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, what in found.items():
-        table.add_row(f"  {name}", what)
+def empty_table(title: str, *columns: str) -> Table:
+    """A table without rows; numbers stand at the right."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numeric = column in ("before", "after", "value", "n", "chance", "layer", "relative norm", "effective rank")
+        right = numeric and columns != ("what", "value")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
     return table
 
 
@@ -269,38 +46,28 @@ def as_rows(table: Table) -> list[dict[str, str]]:
     return [dict(zip(names, map(str, row), strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _discovered(folder: ModuleType, noun: str, what: str) -> Table:
-    table = _table("", noun, what, "source")
-    for name, kind in discover(folder).items():
-        table.add_row(name, _first_line(kind), kind.source)  # type: ignore[attr-defined]
-    return table
+def by_metric(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores by `metric/set`, in the order of reports."""
+    from lethe.report.words import metric_and_set, metric_names
+
+    order = {metric: i for i, metric in enumerate(metric_names(scores))}
+    return dict(sorted(scores.items(), key=lambda item: order[metric_and_set(item[0])[0]]))
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        numeric = column in ("before", "after", "value", "n", "chance", "layer", "relative norm", "effective rank")
-        right = numeric and columns != ("what", "value")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    return table
-
-
-def _by_metric(found: Mapping[str, Any]) -> dict[str, Any]:
-    order = {metric: i for i, metric in enumerate(metric_names(found))}
-    return dict(sorted(found.items(), key=lambda item: order[metric_and_set(item[0])[0]]))
-
-
-def _score(metric: str, score: Mapping[str, Any]) -> str:
+def score(metric: str, summary: Mapping[str, Any]) -> str:
+    """A score with its standard error."""
     if metric in PERCENT:
-        return f"{100 * score['value']:.1f} ± {100 * score['stderr']:.1f} %"
-    return f"{score['value']:.4g} ± {score['stderr']:.2g}"
+        return f"{100 * summary['value']:.1f} ± {100 * summary['stderr']:.1f} %"
+    return f"{summary['value']:.4g} ± {summary['stderr']:.2g}"
 
 
-def _short(value: Any) -> str:
+def chance(summary: Mapping[str, Any]) -> str:
+    """What a guess would score, where there is such a level."""
+    return f"{100 * summary['chance']:.0f} %" if "chance" in summary else ""
+
+
+def short(value: Any) -> str:
+    """A setting."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "default"
     return "default" if value is None else str(value)
-
-
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]

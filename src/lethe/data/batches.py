@@ -10,13 +10,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lethe.data.prompts import with_answer
+from lethe.data.settings import Counted, Positions
 from lethe.data.text_files import counted
 from lethe.data.tokens import encode, pad
 from lethe.errors import CorpusError, EmptyBatchError, InvalidValueError
 from lethe.types import Batch, Question, Topic
-
-Counted = Literal["no-bos", "real-tokens", "all-tokens"]
-"""Which tokens count: all but BOS and padding, all but padding, or all, padding included (the published code)."""
 
 
 def encode_rows(
@@ -186,11 +184,6 @@ def _cut(ids: list[int], special: list[int], max_length: int, chunk: bool) -> li
     prefix, body, suffix = ids[:before], ids[before : len(ids) - after], ids[len(ids) - after :]
     starts = range(0, len(body) if chunk else min(len(body), 1), room)
     return [prefix + body[start : start + room] + suffix for start in starts]
-
-
-Positions = Literal["last", "differing", "all"]
-"""Tokens of a forget prompt that are steered: its last one; those from the first that sets it apart from every
-retain prompt; or all of them, BOS included (published)."""
 
 
 def forget_batches(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from lethe.data.batches import Counted, Positions
+from lethe.data.settings import Counted, Positions
 from lethe.errors import InvalidLayerError, InvalidValueError
 from lethe.suites.world.settings import BUILTIN
 

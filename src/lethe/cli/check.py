@@ -1,0 +1,52 @@
+"""The command `lethe check`: proves the replay on a model before anything is trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional
+
+from lethe.cli.console import RESULT, Command, Json, print_json
+from lethe.cli.tables import empty_table, short
+from lethe.runs.config import RunConfig
+
+
+def check(
+    model: Positional[str],
+    layer: int = 7,
+    train_modules: tuple[str, ...] = (),
+    device: str = "auto",
+    as_json: Json = False,
+) -> None:
+    """Prove that replaying the slice of this model equals its own forward, and say what would be trained.
+
+    Args:
+        model: `builtin`, a model folder or a hub id.
+        layer: Layer l whose output is steered.
+        train_modules: Matrices to train; by default the MLP output matrices.
+        device: cpu, cuda, mps or auto.
+    """
+    from lethe.runs.inputs import check_slice
+    from lethe.system.machine import explaining_memory, find_device
+
+    settings = RunConfig(model=model, layer=layer, train_modules=train_modules, device=device)
+    with explaining_memory(f"with layers 0..{layer}.\nLower --layer."):
+        facts = check_slice(settings, find_device(device))
+    if as_json:
+        print_json(facts)
+    else:
+        RESULT.print(table(f"{model}: replaying the slice equals the model's own forward.", facts))
+
+
+CHECK = Command(run=check, examples=("lethe check builtin --layer 5", "lethe check ./my-model --layer 7"))
+
+
+def table(title: str, facts: Mapping[str, Any]) -> Table:
+    """Names and values."""
+    table = empty_table(title, "what", "value")
+    for name, value in facts.items():
+        lines = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, entry in lines:
+            table.add_row(name, Text(f"{key} {short(entry)}".strip()))
+    return table

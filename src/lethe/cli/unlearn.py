@@ -1,0 +1,264 @@
+"""The commands `lethe unlearn`, `lethe demo` and `lethe withdraw`: one run, from its flags to its scores."""
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import Positional, arg
+
+from lethe import methods
+from lethe.cli import progress_bars
+from lethe.cli.console import NOTES, RESULT, Command, Json, parse, print_json, taken
+from lethe.cli.tables import by_metric, chance, empty_table, score, short
+from lethe.errors import RunFolderError, UsageError
+from lethe.runs.config import RunConfig
+from lethe.runs.defaults import defaults
+from lethe.suites.world.settings import BUILTIN
+from lethe.system.plugins import catalogue, load, look_up, name_of, real, summary
+
+if TYPE_CHECKING:
+    import lethe.runs.estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearn:
+    """The flags of `lethe unlearn`; for each method a form derives from them, which knows the method's settings."""
+
+    method: Any
+    run: RunConfig
+    dry_run: Annotated[bool, arg(help="Print the settings and the plan, and do nothing.")] = False
+    print_config: Annotated[bool, arg(help="Print the config.yaml that the run would have, and do nothing.")] = False
+    as_json: Json = False
+
+    line: ClassVar[str] = ""
+    """The command as it was typed."""
+
+    def __call__(self) -> None:
+        """Do what the flags say."""
+        from lethe.runs import config_file
+
+        method = with_behaviour(self.method)
+        run = self.run if self.run.layers_from is None else _searched(self.run, self.run.layers_from)
+        plain = config_file.plain(method, run)
+        if self.print_config:
+            import yaml
+
+            RESULT.out(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+        elif self.dry_run:
+            from lethe.runs.estimate import plan
+
+            estimate = plan(run, reads=method.reads)
+            if self.as_json:
+                print_json({**plain, "plan": dataclasses.asdict(estimate)})
+            else:
+                RESULT.print(plan_table(plain, estimate))
+        else:
+            _run(method, run, self.line, self.as_json)
+
+
+def unlearn(method: str, argv: Sequence[str]) -> tuple[type[Unlearn], list[str]]:
+    """Unlearn forget corpora from a model with a method, measure, and write a run folder."""
+    line = shlex.join(["lethe", "unlearn", method, *argv])
+    own, run, argv = starting_point("unlearn", method, argv)
+    layer, others = taken("--layer", argv)
+    if layer != "auto":
+        return _form(own, run, line), argv
+
+    def go_on_with_advice(given: Unlearn) -> None:
+        # What the user gave stands; the advice fills in the rest.
+        found, layer = _advised(given.method, given.run)
+        start = dataclasses.replace(run, layer=layer, train_layers=())
+        parse(_form(dataclasses.replace(own, **found), start, line), others, f"unlearn {method}", UNLEARN)
+
+    return _form(own, run, line, __call__=go_on_with_advice), others
+
+
+UNLEARN = Command(
+    run=unlearn,
+    usage="METHOD --model M --forget F [F ...] --retain R --layer L --out DIR",
+    words=lambda: {name: summary(kind) for name, kind in catalogue(methods).items()},
+    about="METHOD is one of these, path/to/file.py:Class, or the config.yaml of a run to repeat; "
+    "its settings: lethe unlearn METHOD --help",
+    examples=(
+        "lethe unlearn adaptive-rmu --model builtin --layer 5 --beta 2 --out runs/a",
+        "lethe unlearn rmu --model HuggingFaceH4/zephyr-7b-beta --forget cyber.jsonl --retain wiki.txt --out runs/b",
+        "lethe unlearn rmu --model ./my-model --forget a.jsonl --retain r.txt --layer 7 --dry-run",
+        "lethe unlearn rmu --model ./my-model --data ./my-data --out runs/my",
+        "lethe unlearn lunar --model ./my-chat --forget questions.jsonl --retain others.jsonl --layer 20 --out runs/c",
+        "lethe unlearn rmu --model builtin --nu 10 --out runs/d",
+        "lethe unlearn rmu --model builtin --layer auto --out runs/e",
+        "lethe unlearn my_method.py:Shrink --model builtin --out runs/f",
+        "lethe unlearn runs/a/config.yaml --seed 1 --out runs/a1",
+        "lethe unlearn runs/a/config.yaml --print-config",
+    ),
+)
+
+
+def demo(out: Path = Path("runs/demo"), seed: int = 0, as_json: Json = False) -> None:
+    """Unlearn two hazard topics from the built-in model with Adaptive RMU, measure, and write a report.
+
+    Args:
+        out: Run folder.
+        seed: Seed of directions and of the order of rows.
+    """
+    method, run = defaults(load("adaptive-rmu", methods), BUILTIN)
+    line = f"lethe demo --out {out} --seed {seed}"
+    _run(method, dataclasses.replace(run, out=out, seed=seed), line, as_json)
+
+
+DEMO = Command(run=demo, examples=("lethe demo",))
+
+
+def withdraw(run: Positional[Path], request: Positional[str], out: Path, as_json: Json = False) -> None:
+    """Take one request out of a ridge run, as if it had never been made, and write the run without it.
+
+    Args:
+        run: Run folder made with --solver ridge, on top of other requests.
+        request: Name of the request: the run folder that it was made in.
+        out: New run folder.
+    """
+    from lethe.runs.config_file import read_config
+    from lethe.runs.run_folder import RunFolder
+
+    RunFolder(run).require_patch()
+    method, config = read_config(run / "config.yaml")
+    changed = dataclasses.replace(config, on=run, withdraw=request, out=out)
+    _run(method, changed, shlex.join(["lethe", "withdraw", str(run), request, "--out", str(out)]), as_json)
+
+
+WITHDRAW = Command(run=withdraw, examples=("lethe withdraw runs/b a --out runs/b-without-a",))
+
+
+def starting_point(command: str, method: str, argv: Sequence[str]) -> tuple[Any, RunConfig, list[str]]:
+    """A method (or its stand-in) and a run as they are before any flag, and the arguments that are flags of these.
+
+    `method` is a name, `path/to/file.py:Class` or the config.yaml of a run.
+
+    Raises: UsageError if a flag stands where the method should; UnknownNameError; RunFolderError.
+    """
+    if method.startswith("-"):
+        raise UsageError(
+            f"the method comes before {method}: lethe {command} METHOD {method} ...\nSee `lethe ls methods`."
+        )
+    if method.endswith((".yaml", ".yml")):
+        from lethe.runs.config_file import read_config
+
+        name, argv = taken("--method", argv)
+        return *read_config(Path(method), kind=None if name is None else load(name, methods)), argv
+    model, _ = taken("--model", argv)
+    return *defaults(look_up(method, methods), model or BUILTIN), list(argv)
+
+
+def with_behaviour(method: Any) -> Any:
+    """The method that a stand-in stands for, with its settings; any other method is its own.
+
+    Raises: InvalidValueError for a setting outside its range.
+    """
+    return real(type(method))(**{field.name: getattr(method, field.name) for field in dataclasses.fields(method)})
+
+
+def about(method: Any) -> str:
+    """What a help screen says of a method."""
+    return f"{type(method).__doc__}\n\nSource: {method.source}"
+
+
+def _form(method: Any, run: RunConfig, line: str, **members: Any) -> type[Unlearn]:
+    fields = [("method", type(method), method), ("run", RunConfig, run)]
+    members = {**members, "__doc__": about(method), "line": line}
+    return dataclasses.make_dataclass("Unlearn", fields, bases=(Unlearn,), namespace=members, frozen=True, kw_only=True)
+
+
+def _advised(method: Any, run: RunConfig) -> tuple[dict[str, float], int]:
+    """The method's settings and the layer that are advised for a run."""
+    from lethe.advice.advise import advise
+    from lethe.system.machine import explaining_memory
+
+    if method.reads == "prompts":
+        raise UsageError(f"--layer auto reads texts, and {name_of(type(method))} reads prompts.\nSee `lethe layers`.")
+    with progress_bars.Bars(NOTES) as progress, explaining_memory(f"with {run.model} loaded whole.\nPass --layer N."):
+        advice = advise(run, progress)
+    NOTES.print(advice.reason)
+    chosen = advice.chosen
+    return {"alpha": chosen.alpha, method.coefficient: getattr(chosen, method.coefficient)}, chosen.layer
+
+
+def _searched(run: RunConfig, search: Path) -> RunConfig:
+    """The run on the layers that a search chose."""
+    from lethe.advice.layer_search import LayerSearch
+
+    chosen = LayerSearch.load(search).chosen
+    return dataclasses.replace(run, layer=max(chosen), train_layers=tuple(sorted(chosen)))
+
+
+def _run(method: Any, run: RunConfig, line: str, as_json: bool) -> None:
+    """Make the run, unless its folder holds it, and show its scores."""
+    from lethe.runs import config_file
+    from lethe.runs.run_folder import RunFolder
+    from lethe.runs.unlearn import unlearn
+
+    folder = RunFolder(run.out)
+    complete = folder.holds(config_file.plain(method, run)) and folder.is_complete
+    if not complete:
+        with progress_bars.Bars(NOTES) as progress:
+            unlearn(method, run, command=line, progress=progress)
+    try:
+        report = json.loads(folder.report.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{folder.report} cannot be read.\nDelete {run.out} and run again.") from error
+    if complete:
+        NOTES.print(f"{run.out} holds this run already, complete.")
+    if as_json:
+        keys = ("command", "model", "method", "before", "after", "timing", "patch", "warnings")
+        print_json({"folder": str(run.out), **{key: report[key] for key in keys}})
+    else:
+        RESULT.print(before_after(report))
+        RESULT.print(f"report: {run.out / 'report.html'}")
+
+
+def before_after(report: Mapping[str, Any]) -> Table:
+    """Scores before and after, one row a metric and set."""
+    from lethe.report.words import FEATURED, metric_and_set
+
+    title = f"{report['method']['name']} on {report['model']}, layer {report['config']['layer']}"
+    table = empty_table(title, "metric", "set", "before", "after", "n", "chance")
+    for name, after in by_metric(report["after"]).items():
+        metric, data = metric_and_set(name)
+        if metric in FEATURED:
+            before = score(metric, report["before"][name])
+            table.add_row(metric, data, before, score(metric, after), str(after["n"]), chance(after))
+    measured = {metric_and_set(name)[0] for name in report["after"]}
+    more = len(measured - set(FEATURED))
+    table.caption = f"{more} more metrics stand in the report." if more else None
+    if not measured:
+        table.caption = "Not measured (--evaluate none)."
+    return table
+
+
+def plan_table(settings: Mapping[str, Any], plan: "lethe.runs.estimate.Plan") -> Table:
+    """The resolved settings and the plan of a run."""
+    table = empty_table("plan (nothing was run)", "what", "value")
+    for key, value in {**settings["method"], **settings["run"]}.items():
+        table.add_row(key, Text(short(value)))
+    table.add_section()
+    table.add_row("layers loaded for training", f"{plan.layers} of {plan.of}")
+    for name, shape in plan.matrices.items():
+        table.add_row("trained", Text(f"{name} {' x '.join(map(str, shape))}"))
+    table.add_row("weights loaded for training", f"{plan.weights_gb:.2g} GB")
+    closed = settings["run"]["solver"] != "gradient"
+    table.add_row(
+        "sums of the corpora" if closed else "copies, gradients, optimizer",
+        f"{plan.training_gb:.2g} GB, and activations",
+    )
+    if plan.whole_model_first:
+        table.add_row("before it", "the whole model once, to ask the reference prompts")
+    table.add_row("weights loaded for evaluation", f"{plan.evaluation_gb:.2g} GB, after training")
+    table.add_row("patch", f"{plan.patch_gb:.2g} GB")
+    table.add_row("the solve" if closed else "a step", f"{plan.step_flops / 1e9:.3g} GFLOP")
+    table.add_row("training, estimated", f"{plan.seconds:.3g} s at this machine's rate of matrix products")
+    return table
