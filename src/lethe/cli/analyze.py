@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from lethe import analyses
 from lethe.cli import progress_bars
-from lethe.cli.console import NOTES, RESULT, Command, Json, print_json
+from lethe.cli.console import Command, Json, print_json, show
 from lethe.cli.unlearn import with_behaviour
 from lethe.suites.world.settings import BUILTIN
 from lethe.system.plugins import catalogue, discover, look_up, name_of, summary
@@ -69,7 +69,7 @@ class _Analyze:
         }
         page = "analyses.html"
         with (
-            progress_bars.Bars(NOTES) as progress,
+            progress_bars.Bars() as progress,
             explaining_memory(f"with {on.target} loaded whole.\nPass --dtype bfloat16."),
             threads(1 if on.target == BUILTIN else None),
         ):
@@ -88,10 +88,10 @@ class _Analyze:
             print_json({"readings": readings, "not measured": missing, "out": str(on.out)})
             return
         for finding in findings.values():
-            RESULT.print(f"{finding.title}\n{finding.reading}\n")
+            show(f"{finding.title}\n{finding.reading}\n")
         for key, why in missing.items():
-            RESULT.print(f"{key}: not measured: {why}\n")
-        RESULT.print(str(on.out / page))
+            show(f"{key}: not measured: {why}\n")
+        show(str(on.out / page))
 
 
 def analyze(name: str, argv: Sequence[str]) -> tuple[type[_Analyze], Sequence[str]]:

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional
 
-from lethe.cli.console import RESULT, Command, Json, print_json
-from lethe.cli.tables import empty_table, short
+from lethe.cli.console import Command, Json, print_json, show
+from lethe.cli.tables import Table, short
 from lethe.runs.config import RunConfig
 
 
@@ -36,7 +34,7 @@ def check(
     if as_json:
         print_json(facts)
     else:
-        RESULT.print(table(f"{model}: replaying the slice equals the model's own forward.", facts))
+        show(table(f"{model}: replaying the slice equals the model's own forward.", facts))
 
 
 CHECK = Command(run=check, examples=("lethe check builtin --layer 5", "lethe check ./my-model --layer 7"))
@@ -44,9 +42,9 @@ CHECK = Command(run=check, examples=("lethe check builtin --layer 5", "lethe che
 
 def table(title: str, facts: Mapping[str, Any]) -> Table:
     """Names and values."""
-    table = empty_table(title, "what", "value")
+    table = Table(title, ("what", "value"))
     for name, value in facts.items():
         lines = value.items() if isinstance(value, Mapping) else [("", value)]
         for key, entry in lines:
-            table.add_row(name, Text(f"{key} {short(entry)}".strip()))
+            table.add(name, f"{key} {short(entry)}".strip())
     return table

@@ -5,7 +5,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from lethe.cli.console import RESULT, Command, Json, print_json
+from lethe.cli.console import Command, Json, print_json, show
 
 
 def compare(
@@ -37,11 +37,11 @@ def compare(
     if as_json:
         print_json(as_dict(found))
         return
-    RESULT.print(table(found))
+    show(table(found))
     for note in found.notes:
-        RESULT.print(note)
+        show(note)
     if out is not None:
-        RESULT.print(f"figure: {out / 'compare.png'}")
+        show(f"figure: {out / 'compare.png'}")
 
 
 COMPARE = Command(

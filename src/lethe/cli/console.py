@@ -5,29 +5,61 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
-# Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
-_console = functools.partial(Console, soft_wrap=True, markup=False, emoji=False, highlight=False)
+from lethe.cli.tables import Table
 
-# Into a file or a pipe, a row of a table is one line.
-RESULT = _console(width=None if sys.stdout.isatty() else 1000)
-"""stdout: the result and nothing else."""
-
-
-NOTES = _console(stderr=True)
-"""stderr: progress, warnings, errors."""
-
+if TYPE_CHECKING:
+    import rich.console
+    import rich.table
 
 HELP = ("-h", "--help")
 
 
 Json = Annotated[bool, arg(name="json", help="Print one JSON object instead of a table.")]
+
+
+@functools.cache
+def terminal(*, errors: bool = False) -> "rich.console.Console":
+    """Where tables go, stdout; with `errors` stderr, for progress, warnings and errors."""
+    # A help screen needs none of it.
+    from rich.console import Console
+
+    # Into a file or a pipe, a row of a table is one line.
+    width = None if errors or sys.stdout.isatty() else 1000
+    # Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
+    return Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=errors, width=width)
+
+
+def show(result: "str | Table | rich.table.Table" = "") -> None:
+    """Write a line or a table to stdout: the result of a command, and nothing else."""
+    if isinstance(result, str):
+        sys.stdout.write(f"{result}\n")
+        return
+    terminal().print(_drawn(result) if isinstance(result, Table) else result)
+
+
+def note(text: str) -> None:
+    """Write a line to stderr."""
+    sys.stderr.write(f"{text}\n")
+
+
+def _drawn(table: Table) -> "rich.table.Table":
+    from rich.table import Table as Drawing
+    from rich.text import Text
+
+    drawing = Drawing(
+        title=table.title or None, title_justify="left", box=None, pad_edge=False, header_style="bold",
+        show_header=table.has_header, caption=table.caption or None,
+    )  # fmt: skip
+    for name in table.columns:
+        drawing.add_column(name, justify="right" if name in table.numbers else "left", overflow="fold")
+    for row in table.rows:
+        drawing.add_row(*map(Text, row))
+    return drawing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +84,8 @@ def call(command: Command, name: str, argv: Sequence[str]) -> None:
     if command.words is not None:
         if not argv or argv[0] in HELP:
             said = "\n\n".join(filter(None, (command.run.__doc__, command.about)))
-            RESULT.print(f"usage: lethe {name} {command.usage}\n\n{said}\n")
-            RESULT.print(listed(command.words()))
+            show(f"usage: lethe {name} {command.usage}\n\n{said}\n")
+            show(listed(command.words()))
             print_examples(command)
             return
         word, *argv = argv
@@ -96,10 +128,10 @@ def taken(flag: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def print_examples(*commands: Command) -> None:
     """Print what one may copy."""
-    RESULT.print("\nExamples:")
+    show("\nExamples:")
     for command in commands:
         for line in command.examples:
-            RESULT.print(f"  {line}")
+            show(f"  {line}")
 
 
 def print_json(value: Any) -> None:
@@ -109,7 +141,7 @@ def print_json(value: Any) -> None:
 
 def listed(lines: Mapping[str, str]) -> Table:
     """Names, and what each does."""
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", ("name", "what it does"), has_header=False)
     for name, what in lines.items():
-        table.add_row(f"  {name}", what)
+        table.add(f"  {name}", what)
     return table

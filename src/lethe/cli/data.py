@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional
 
 from lethe.cli import progress_bars
-from lethe.cli.console import NOTES, RESULT, Command, Json, print_json
+from lethe.cli.console import Command, Json, note, print_json, show
+from lethe.cli.tables import Table
 from lethe.errors import InvalidValueError, UnknownNameError, UsageError
 from lethe.runs.config import RunConfig
 from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
@@ -53,9 +52,9 @@ def check(
     if as_json:
         print_json({**dataclasses.asdict(found), "meaningless": bool(found.stops)})
     else:
-        RESULT.print(_facts(found))
+        show(_facts(found))
         for one in found.findings:
-            RESULT.print(f"{one.level}: {one.where}: {one.what}{_rows(one.rows)}")
+            show(f"{one.level}: {one.where}: {one.what}{_rows(one.rows)}")
     if found.stops:
         places = ", ".join(sorted({stop.where for stop in found.stops}))
         raise UsageError(
@@ -115,7 +114,7 @@ def rank(
     sides = [{source: data_folder.read_rows(source, text_field) for source in side} for side in (corpora, (kept,))]
     source, place = inputs.model_source(model), find_device(device)
     with (
-        progress_bars.Bars(NOTES) as progress,
+        progress_bars.Bars() as progress,
         explaining_memory(f"with layers 0..{config.layer}.\nLower --layer or --max-length."),
         threads(config.threads),
     ):
@@ -133,11 +132,11 @@ def rank(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    RESULT.print(_ranked("retain rows that fight the forget corpora most", found.retain[:top]))
-    RESULT.print()
-    RESULT.print(_ranked("forget rows that are the most generic", found.forget[:top]))
+    show(_ranked("retain rows that fight the forget corpora most", found.retain[:top]))
+    show()
+    show(_ranked("forget rows that are the most generic", found.forget[:top]))
     if found.left_out:
-        NOTES.print(f"{found.left_out} rows that this tokenizer turns into nothing were left out.")
+        note(f"{found.left_out} rows that this tokenizer turns into nothing were left out.")
 
 
 def data(part: str, argv: Sequence[str]) -> tuple[Callable[..., None], Sequence[str]]:
@@ -184,30 +183,24 @@ def _named(
 
 
 def _facts(found: "lethe.data.check_data.DataCheck") -> Table:
-    table = _table("", "corpus", "rows", "characters", "shortest", "median", "longest", "tokens")
+    numbers = ("rows", "characters", "shortest", "median", "longest", "tokens")
+    table = Table("", ("corpus", *numbers), numbers)
     for side, facts in (*(("forget", one) for one in found.forget), ("", found.retain)):
         if facts is not None:
             tokens = "" if facts.tokens is None else str(facts.tokens)
             lengths = (facts.characters, facts.shortest, f"{facts.median:g}", facts.longest)
-            table.add_row(Text(f"{side} {facts.name}".strip()), str(facts.rows), *map(str, lengths), tokens)
+            table.add(f"{side} {facts.name}".strip(), str(facts.rows), *map(str, lengths), tokens)
     for name, count in found.questions.items():
-        table.add_row(f"{name} questions", str(count))
+        table.add(f"{name} questions", str(count))
     return table
 
 
 def _ranked(title: str, rows: "Sequence[lethe.advice.rank_rows.RankedRow]") -> Table:
-    table = _table(title, "file", "row", "topic", "score", "other side", "its nearest", "own class")
+    columns = ("file", "row", "topic", "score", "other side", "its nearest", "own class")
+    table = Table(title, columns, ("row", "score", "other side", "own class"))
     for row in rows:
-        cells = (Text(row.source), str(row.number), Text(row.topic), f"{row.score:.3f}")
-        table.add_row(*cells, f"{row.other:.3f}", Text(row.nearest), f"{row.own:.3f}")
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        words = column in ("corpus", "file", "topic", "its nearest")
-        table.add_column(column, justify="left" if words else "right", overflow="fold")
+        cells = (row.source, str(row.number), row.topic, f"{row.score:.3f}")
+        table.add(*cells, f"{row.other:.3f}", row.nearest, f"{row.own:.3f}")
     return table
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from rich.table import Table
 from tyro.conf import Positional, arg
 
 from lethe.__version__ import __version__
 from lethe.cli import progress_bars
-from lethe.cli.console import NOTES, RESULT, Command, Json, print_json
-from lethe.cli.tables import by_metric, chance, empty_table, score
+from lethe.cli.console import Command, Json, note, print_json, show
+from lethe.cli.tables import Table, by_metric, chance, score
 from lethe.errors import InvalidValueError, SaveError, UsageError
 
 if TYPE_CHECKING:
@@ -129,19 +128,19 @@ def evaluate(
     from lethe.runs import evaluate as measuring
     from lethe.system.atomic_files import write_private, write_text
 
-    with progress_bars.Bars(NOTES) as progress:
+    with progress_bars.Bars() as progress:
         cache = _cache(kept, progress)
         asked = {**named, **_given(tests), "harness": _tasks(tests), "device": device, "dtype": dtype}
         found = measuring.evaluate(
             target, **asked, cache=cache, keep_text=kept.keep_text is not None, progress=progress
         )
     if cache.reused:
-        NOTES.print(
+        note(
             f"measured before: {cache.reused}/{cache.asked} parts, read from {cache.folder} (--no-cache measures again)"
         )
     if found.not_measured:
         needs = (f"{name} (needs {flags})" for name, flags in found.not_measured.items())
-        NOTES.print(f"not measured: {', '.join(needs)}")
+        note(f"not measured: {', '.join(needs)}")
     scores = {name: one.summary() for name, one in found.scores.items()}
     summary = {
         "lethe": __version__,
@@ -161,16 +160,16 @@ def evaluate(
         }
         write_text(kept.out, json.dumps(written, indent=1) + "\n")
     if kept.keep_text is not None:
-        NOTES.print(f"prompts and answers: {write_private(kept.keep_text, found.texts)} (only you can read it)")
+        note(f"prompts and answers: {write_private(kept.keep_text, found.texts)} (only you can read it)")
     if as_json:
         print_json(summary)
         return
-    RESULT.print(_scores(scores))
+    show(_scores(scores))
     for name, facts in found.about.items():
         for line in _about_letters(name.replace("_", " "), facts):
-            RESULT.print(line)
+            show(line)
     if kept.out is not None:
-        RESULT.print(f"scores: {kept.out}")
+        show(f"scores: {kept.out}")
 
 
 EVAL = Command(
@@ -190,10 +189,10 @@ def _scores(scores: Mapping[str, Mapping[str, Any]]) -> Table:
     """Scores of one model."""
     from lethe.report.words import metric_and_set
 
-    table = empty_table("", "metric", "set", "value", "n", "chance")
+    table = Table("", ("metric", "set", "value", "n", "chance"), ("value", "n", "chance"))
     for name, summary in by_metric(scores).items():
         metric, data = metric_and_set(name)
-        table.add_row(metric, data, score(metric, summary), str(summary["n"]), chance(summary))
+        table.add(metric, data, score(metric, summary), str(summary["n"]), chance(summary))
     return table
 
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from tyro.conf import Positional
 
-from lethe.cli.console import RESULT, Command, Json, print_json
-from lethe.cli.tables import empty_table
+from lethe.cli.console import Command, Json, print_json, show
+from lethe.cli.tables import Table
 from lethe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("runs/compare.ht
 
     if not runs:
         raise UsageError("no run was named.\nName one or more run folders: lethe report runs/a runs/b")
-    RESULT.print(str(write_report(runs[0]) if len(runs) == 1 else compare(runs, out)))
+    show(str(write_report(runs[0]) if len(runs) == 1 else compare(runs, out)))
 
 
 REPORT = Command(run=report, examples=("lethe report runs/a", "lethe report runs/a runs/b --out runs/compare.html"))
@@ -47,7 +46,7 @@ def export(run: Positional[Path], to: Path) -> None:
     folder = RunFolder(run)
     folder.require_patch()
     settings = read_run_config(folder.config)
-    RESULT.print(str(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to)))
+    show(str(Patch.load(folder.patch).export(_source(settings.model, settings.revision), to)))
 
 
 EXPORT = Command(run=export, examples=("lethe export runs/a --to ./edited-model",))
@@ -64,7 +63,7 @@ def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: s
     """
     from lethe.model.patch import Patch
 
-    RESULT.print(str(Patch.load(patch).export(_source(model, revision), to)))
+    show(str(Patch.load(patch).export(_source(model, revision), to)))
 
 
 APPLY = Command(run=apply, examples=("lethe apply runs/a/patch.safetensors ./my-model --to ./edited-model",))
@@ -79,7 +78,7 @@ def revert(edited: Positional[Path], to: Path) -> None:
     """
     from lethe.model.patch import revert
 
-    RESULT.print(str(revert(edited, to)))
+    show(str(revert(edited, to)))
 
 
 REVERT = Command(run=revert, examples=("lethe revert ./edited-model --to ./my-model-again",))
@@ -98,16 +97,20 @@ def diff(base: Positional[str], other: Positional[str], as_json: Json = False) -
     if as_json:
         print_json({"differences": [dataclasses.asdict(row) for row in found]})
     else:
-        RESULT.print(_differences(found))
+        show(_differences(found))
 
 
 DIFF = Command(run=diff, examples=("lethe diff ./my-model ./edited-model",))
 
 
 def _differences(rows: "Sequence[lethe.model.diff.TensorDiff]") -> Table:
-    table = empty_table("", "tensor", "layer", "kind", "relative norm", "effective rank", "shape")
+    table = Table(
+        "",
+        ("tensor", "layer", "kind", "relative norm", "effective rank", "shape"),
+        ("layer", "relative norm", "effective rank"),
+    )
     for row in rows:
-        table.add_row(
+        table.add(
             row.name,
             "" if row.layer is None else str(row.layer),
             row.kind,

@@ -4,12 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.table import Table
 from tyro.conf import Positional
 
 from lethe.cli import progress_bars
-from lethe.cli.console import NOTES, RESULT, Command, Json, print_json
-from lethe.cli.tables import empty_table
+from lethe.cli.console import Command, Json, print_json, show
+from lethe.cli.tables import Table
 from lethe.runs.config import RunConfig
 from lethe.suites.world.settings import BUILTIN, ON_BUILTIN
 
@@ -54,14 +53,14 @@ def layers(
         model=model, forget=forget, retain=retain, reference=reference, refusals=refusals, encoder=encoder,
         device=device, dtype=dtype, threads=ON_BUILTIN["threads"] if model == BUILTIN else None,
     )  # fmt: skip
-    with progress_bars.Bars(NOTES) as progress, machine.explaining_memory(f"with {model} loaded whole."):
+    with progress_bars.Bars() as progress, machine.explaining_memory(f"with {model} loaded whole."):
         found = search_run(config, coefficient=steering_coeff, top=top, progress=progress)
     found.save(out)
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
-        RESULT.print(_searched(found))
-        RESULT.print(f"next: lethe unlearn lunar --model {model} --layers-from {out} ...")
+        show(_searched(found))
+        show(f"next: lethe unlearn lunar --model {model} --layers-from {out} ...")
 
 
 LAYERS = Command(
@@ -99,15 +98,15 @@ def advise(
     given = {"forget": forget, "retain": retain, "seed": seed, "device": device, "dtype": dtype}
     own = {**(ON_BUILTIN if model == BUILTIN else {}), **({"steps": steps} if steps else {})}
     config = RunConfig(model=model, **{**own, **given})
-    with progress_bars.Bars(NOTES) as progress, explaining_memory(f"with {model} loaded whole."):
+    with progress_bars.Bars() as progress, explaining_memory(f"with {model} loaded whole."):
         found = adviser.advise(config, progress)
     if out is not None:
         found.save(out)
     if as_json:
         print_json(dataclasses.asdict(found))
     else:
-        RESULT.print(_advice(found))
-        RESULT.print(f"{found.reason}\nnext: lethe unlearn rmu --model {model} --layer auto ...")
+        show(_advice(found))
+        show(f"{found.reason}\nnext: lethe unlearn rmu --model {model} --layer auto ...")
 
 
 ADVISE = Command(
@@ -119,9 +118,9 @@ ADVISE = Command(
 def _advice(found: "lethe.advice.advise.Advice") -> Table:
     """What was read at each layer, and which one is proposed."""
     columns = ("layer", "norm", "growth", "reach", "passed on", "separability", "chosen")
-    table = empty_table(f"{found.model}: {found.tokens} tokens read in {found.seconds:.0f} s", *columns)
+    table = Table(f"{found.model}: {found.tokens} tokens read in {found.seconds:.0f} s", columns, ("layer",))
     for row in found.layers:
-        table.add_row(
+        table.add(
             str(row.layer),
             f"{row.median_norm:.3g}",
             f"{row.growth:.2f}",
@@ -136,9 +135,9 @@ def _advice(found: "lethe.advice.advise.Advice") -> Table:
 def _searched(found: "lethe.advice.layer_search.LayerSearch") -> Table:
     """Scores of each layer."""
     columns = ("layer", "refused", "wanted (s1)", "unwanted (s2)", "s1 - s2", "direction", "chosen")
-    table = empty_table(f"steered by {found.coefficient:g} times the direction at the last prompt token", *columns)
+    table = Table(f"steered by {found.coefficient:g} times the direction at the last prompt token", columns, ("layer",))
     for row in found.layers:
-        table.add_row(
+        table.add(
             str(row.layer),
             f"{100 * row.refusal_rate:.0f} %",
             f"{row.wanted:.3f}",

@@ -6,12 +6,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rich.table import Table
 from tyro.conf import Positional
 
 from lethe import analyses, methods, metrics, solvers, suites
-from lethe.cli.console import RESULT, Command, Json, print_json
-from lethe.cli.tables import as_rows, empty_table, score
+from lethe.cli.console import Command, Json, print_json, show
+from lethe.cli.tables import Table, score
 from lethe.errors import UnknownNameError
 from lethe.system.plugins import catalogue, nearest, summary
 
@@ -35,46 +34,46 @@ def ls(what: Positional[str] = "methods", folder: Positional[Path] = Path("runs"
         raise UnknownNameError(f"there is no list '{what}'.{nearest(what, lists)} Lists: {', '.join(lists)}.")
     table = lists[what]()
     if as_json:
-        print_json({what: as_rows(table)})
+        print_json({what: table.as_rows()})
     else:
-        RESULT.print(table)
+        show(table)
 
 
 LS = Command(run=ls, examples=("lethe ls methods", "lethe ls runs"))
 
 
 def _shelf(shelf: ModuleType, noun: str, what: str) -> Table:
-    table = empty_table("", noun, what, "source")
+    table = Table("", noun, what, ("source"))
     for name, kind in catalogue(shelf).items():
-        table.add_row(name, summary(kind), kind.source)  # type: ignore[attr-defined]
+        table.add(name, summary(kind), kind.source)  # type: ignore[attr-defined]
     return table
 
 
 def _metrics() -> Table:
     """Every metric, as reports call it."""
-    table = empty_table("", "metric", "what it measures", "good on retain", "chance level", "needs", "source")
+    table = Table("", ("metric", "what it measures", "good on retain", "chance level", "needs", "source"))
     for name, kind in catalogue(metrics).items():
         facts: Any = kind
         better = "" if facts.better == "neither" else facts.better
-        table.add_row(name.replace("-", "_"), summary(kind), better, facts.chance, facts.needs, facts.source)
+        table.add(name.replace("-", "_"), summary(kind), better, facts.chance, facts.needs, facts.source)
     return table
 
 
 def _runs(folder: Path) -> Table:
     """Complete runs directly inside a folder."""
-    table = empty_table("", "run", "method", "model", "layer", "forget", "retain")
+    table = Table("", ("run", "method", "model", "layer", "forget", "retain"), ("layer",))
     for path in sorted(folder.glob("*/report.json")):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             after = report["after"]
             cells = [report["method"]["name"], report["model"], str(report["config"]["layer"])]
         except (OSError, ValueError, KeyError) as error:
-            table.add_row(str(path.parent), f"unreadable report.json ({type(error).__name__})")
+            table.add(str(path.parent), f"unreadable report.json ({type(error).__name__})")
             continue
         for data in ("forget", "retain"):
             name = next((f"{m}/{data}" for m in ("multiple_choice", "perplexity") if f"{m}/{data}" in after), None)
             cells.append(f"{score(name.partition('/')[0], after[name])}" if name else "not measured")
-        table.add_row(str(path.parent), *cells)
+        table.add(str(path.parent), *cells)
     if not table.rows:
         table.caption = f"No complete run in {folder}."
     return table

@@ -1,18 +1,19 @@
 """The `lethe` command: finds the command that is asked for, and turns errors into messages and exit codes."""
 
+import functools
+import operator
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import make_dataclass
-from typing import Annotated, Any, Literal, NoReturn, Union
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
-from rich.text import Text
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, OmitSubcommandPrefixes, Positional, subcommand
 
 from lethe.__version__ import __version__
 from lethe.cli import analyze, check, compare, data, evaluate, files, layers, listing, sweep, unlearn
-from lethe.cli.console import HELP, NOTES, RESULT, Command, call, listed, print_examples
+from lethe.cli.console import HELP, Command, call, listed, note, print_examples, show, terminal
 from lethe.errors import LetheError, UnknownNameError
 from lethe.system.plugins import nearest, summary
 
@@ -24,11 +25,13 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     try:
         _dispatch(argv)
     except LetheError as error:
-        NOTES.print(Text.assemble(("lethe: error:", "bold red"), f" {error}"))
+        from rich.text import Text
+
+        terminal(errors=True).print(Text.assemble(("lethe: error:", "bold red"), f" {error}"))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         resume = argv[0] in ("demo", "sweep", "unlearn")
-        NOTES.print("lethe: interrupted." + " The same command goes on from the last checkpoint." * resume)
+        note("lethe: interrupted." + " The same command goes on from the last checkpoint." * resume)
         sys.exit(1)
     except BrokenPipeError:
         sys.stderr.close()
@@ -75,12 +78,12 @@ COMMANDS: dict[str, Command] = {
 
 def _dispatch(argv: Sequence[str]) -> None:
     if not argv or argv[0] in (*HELP, "help"):
-        RESULT.print("lethe COMMAND ...: remove chosen knowledge from a language model, and measure what is left.\n")
-        RESULT.print(listed({name: summary(command.run) for name, command in COMMANDS.items()}))
+        show("lethe COMMAND ...: remove chosen knowledge from a language model, and measure what is left.\n")
+        show(listed({name: summary(command.run) for name, command in COMMANDS.items()}))
         print_examples(*COMMANDS.values())
         return
     if argv[0] == "--version":
-        RESULT.print(__version__)
+        show(__version__)
         return
     name, *rest = argv
     if name not in COMMANDS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lethe.cli import progress_bars
-from lethe.cli.console import NOTES, RESULT, Command, Json, print_json
+from lethe.cli.console import Command, Json, note, print_json, show
 from lethe.cli.unlearn import UNLEARN, about, starting_point, with_behaviour
 from lethe.errors import UsageError
 from lethe.runs.config import RunConfig
@@ -76,28 +76,26 @@ class _Sweep:
 
         if self.sweep.engine == "ray" and type(self.method).__module__.endswith(".py"):
             raise UsageError(
-                f"Ray's workers cannot import {name_of(type(self.method))}.\nPass --engine local, or install the method "
-                "as a file of src/lethe/methods on every machine."
+                f"Ray's workers cannot import {name_of(type(self.method))}.\nPass --engine local, or make the method "
+                "a file of src/lethe/methods on every machine."
             )
         method = with_behaviour(self.method)
         own = {field.name: getattr(self.sweep, field.name) for field in fields(_Settings)}
         axes, floor = parse_grid(own.pop("grid"), method), own.pop("keep")
         spec = Sweep(method=method, config=self.run, axes=axes, floor=floor, out=self.run.out, **own)
         with (
-            progress_bars.Bars(NOTES) as progress,
+            progress_bars.Bars() as progress,
             explaining_memory(
                 "with the whole model and its recordings.\nPass --cache disk, or a smaller --batch-size."
             ),
         ):
-            found = run_sweep(
-                spec, command=self.line, progress=progress, on_plan=lambda plan: NOTES.print(describe(plan))
-            )
+            found = run_sweep(spec, command=self.line, progress=progress, on_plan=lambda plan: note(describe(plan)))
         path = write_page(found, spec.out)
         if self.as_json:
             print_json({"folder": str(spec.out), **outcomes.as_dict(found)})
         else:
-            RESULT.print(table(found))
-            RESULT.print(f"report: {path}")
+            show(table(found))
+            show(f"report: {path}")
 
 
 def sweep(method: str, argv: Sequence[str]) -> tuple[type[_Sweep], list[str]]:

@@ -1,9 +1,8 @@
 """How tables of several commands look, and how a score stands in one."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
-
-from rich.table import Table
 
 PERCENT = (
     "multiple_choice",
@@ -29,21 +28,26 @@ PERCENT = (
 """Metrics that are shares, shown in per cent."""
 
 
-def empty_table(title: str, *columns: str) -> Table:
-    """A table without rows; numbers stand at the right."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        numeric = column in ("before", "after", "value", "n", "chance", "layer", "relative norm", "effective rank")
-        right = numeric and columns != ("what", "value")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    return table
+@dataclass
+class Table:
+    """Rows of cells under named columns; `console.show` draws it."""
 
+    title: str
+    columns: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    """Columns that stand at the right."""
+    caption: str = ""
+    has_header: bool = True
+    rows: list[tuple[str, ...]] = field(default_factory=list)
 
-def as_rows(table: Table) -> list[dict[str, str]]:
-    """The cells of a table, for JSON."""
-    names = [str(column.header).replace(" ", "_") for column in table.columns]
-    columns = [list(column.cells) for column in table.columns]
-    return [dict(zip(names, map(str, row), strict=True)) for row in zip(*columns, strict=True)]
+    def add(self, *cells: str) -> None:
+        """One row more; cells that are left out are empty."""
+        self.rows.append((*cells, *[""] * (len(self.columns) - len(cells))))
+
+    def as_rows(self) -> list[dict[str, str]]:
+        """The cells by column, for JSON."""
+        names = [name.replace(" ", "_") for name in self.columns]
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
 
 
 def by_metric(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,19 +3,18 @@
 import dataclasses
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional, arg
 
 from lethe import methods
 from lethe.cli import progress_bars
-from lethe.cli.console import NOTES, RESULT, Command, Json, parse, print_json, taken
-from lethe.cli.tables import by_metric, chance, empty_table, score, short
+from lethe.cli.console import Command, Json, note, parse, print_json, show, taken
+from lethe.cli.tables import Table, by_metric, chance, score, short
 from lethe.errors import RunFolderError, UsageError
 from lethe.runs.config import RunConfig
 from lethe.runs.defaults import defaults
@@ -49,7 +48,7 @@ class Unlearn:
         if self.print_config:
             import yaml
 
-            RESULT.out(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), end="")
+            sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
         elif self.dry_run:
             from lethe.runs.estimate import plan
 
@@ -57,7 +56,7 @@ class Unlearn:
             if self.as_json:
                 print_json({**plain, "plan": dataclasses.asdict(estimate)})
             else:
-                RESULT.print(plan_table(plain, estimate))
+                show(plan_table(plain, estimate))
         else:
             _run(method, run, self.line, self.as_json)
 
@@ -181,9 +180,9 @@ def _advised(method: Any, run: RunConfig) -> tuple[dict[str, float], int]:
 
     if method.reads == "prompts":
         raise UsageError(f"--layer auto reads texts, and {name_of(type(method))} reads prompts.\nSee `lethe layers`.")
-    with progress_bars.Bars(NOTES) as progress, explaining_memory(f"with {run.model} loaded whole.\nPass --layer N."):
+    with progress_bars.Bars() as progress, explaining_memory(f"with {run.model} loaded whole.\nPass --layer N."):
         advice = advise(run, progress)
-    NOTES.print(advice.reason)
+    note(advice.reason)
     chosen = advice.chosen
     return {"alpha": chosen.alpha, method.coefficient: getattr(chosen, method.coefficient)}, chosen.layer
 
@@ -205,20 +204,20 @@ def _run(method: Any, run: RunConfig, line: str, as_json: bool) -> None:
     folder = RunFolder(run.out)
     complete = folder.holds(config_file.plain(method, run)) and folder.is_complete
     if not complete:
-        with progress_bars.Bars(NOTES) as progress:
+        with progress_bars.Bars() as progress:
             unlearn(method, run, command=line, progress=progress)
     try:
         report = json.loads(folder.report.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{folder.report} cannot be read.\nDelete {run.out} and run again.") from error
     if complete:
-        NOTES.print(f"{run.out} holds this run already, complete.")
+        note(f"{run.out} holds this run already, complete.")
     if as_json:
         keys = ("command", "model", "method", "before", "after", "timing", "patch", "warnings")
         print_json({"folder": str(run.out), **{key: report[key] for key in keys}})
     else:
-        RESULT.print(before_after(report))
-        RESULT.print(f"report: {run.out / 'report.html'}")
+        show(before_after(report))
+        show(f"report: {run.out / 'report.html'}")
 
 
 def before_after(report: Mapping[str, Any]) -> Table:
@@ -226,15 +225,15 @@ def before_after(report: Mapping[str, Any]) -> Table:
     from lethe.report.words import FEATURED, metric_and_set
 
     title = f"{report['method']['name']} on {report['model']}, layer {report['config']['layer']}"
-    table = empty_table(title, "metric", "set", "before", "after", "n", "chance")
+    table = Table(title, ("metric", "set", "before", "after", "n", "chance"), ("before", "after", "n", "chance"))
     for name, after in by_metric(report["after"]).items():
         metric, data = metric_and_set(name)
         if metric in FEATURED:
             before = score(metric, report["before"][name])
-            table.add_row(metric, data, before, score(metric, after), str(after["n"]), chance(after))
+            table.add(metric, data, before, score(metric, after), str(after["n"]), chance(after))
     measured = {metric_and_set(name)[0] for name in report["after"]}
     more = len(measured - set(FEATURED))
-    table.caption = f"{more} more metrics stand in the report." if more else None
+    table.caption = f"{more} more metrics stand in the report." if more else ""
     if not measured:
         table.caption = "Not measured (--evaluate none)."
     return table
@@ -242,23 +241,23 @@ def before_after(report: Mapping[str, Any]) -> Table:
 
 def plan_table(settings: Mapping[str, Any], plan: "lethe.runs.estimate.Plan") -> Table:
     """The resolved settings and the plan of a run."""
-    table = empty_table("plan (nothing was run)", "what", "value")
+    table = Table("plan (nothing was run)", ("what", "value"))
     for key, value in {**settings["method"], **settings["run"]}.items():
-        table.add_row(key, Text(short(value)))
-    table.add_section()
-    table.add_row("layers loaded for training", f"{plan.layers} of {plan.of}")
+        table.add(key, short(value))
+    table.add()
+    table.add("layers loaded for training", f"{plan.layers} of {plan.of}")
     for name, shape in plan.matrices.items():
-        table.add_row("trained", Text(f"{name} {' x '.join(map(str, shape))}"))
-    table.add_row("weights loaded for training", f"{plan.weights_gb:.2g} GB")
+        table.add("trained", f"{name} {' x '.join(map(str, shape))}")
+    table.add("weights loaded for training", f"{plan.weights_gb:.2g} GB")
     closed = settings["run"]["solver"] != "gradient"
-    table.add_row(
+    table.add(
         "sums of the corpora" if closed else "copies, gradients, optimizer",
         f"{plan.training_gb:.2g} GB, and activations",
     )
     if plan.whole_model_first:
-        table.add_row("before it", "the whole model once, to ask the reference prompts")
-    table.add_row("weights loaded for evaluation", f"{plan.evaluation_gb:.2g} GB, after training")
-    table.add_row("patch", f"{plan.patch_gb:.2g} GB")
-    table.add_row("the solve" if closed else "a step", f"{plan.step_flops / 1e9:.3g} GFLOP")
-    table.add_row("training, estimated", f"{plan.seconds:.3g} s at this machine's rate of matrix products")
+        table.add("before it", "the whole model once, to ask the reference prompts")
+    table.add("weights loaded for evaluation", f"{plan.evaluation_gb:.2g} GB, after training")
+    table.add("patch", f"{plan.patch_gb:.2g} GB")
+    table.add("the solve" if closed else "a step", f"{plan.step_flops / 1e9:.3g} GFLOP")
+    table.add("training, estimated", f"{plan.seconds:.3g} s at this machine's rate of matrix products")
     return table

@@ -42,9 +42,9 @@ def name_of(kind: type) -> str:
     return f"{kind.__module__}:{kind.__name__}" if IN_FILE.fullmatch(kind.__module__) else kebab(kind.__name__)
 
 
-def summary(kind: type) -> str:
+def summary(thing: object) -> str:
     """The first line of a docstring."""
-    return (kind.__doc__ or "").strip().partition("\n")[0]
+    return (thing.__doc__ or "").strip().partition("\n")[0]
 
 
 def discover(shelf: ModuleType) -> dict[str, type]:
