@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from lethe.cli import console, main, tables
+from lethe.cli import main
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.model.loading import load_model
 from lethe.model.patch import Patch
@@ -81,7 +81,7 @@ def sha256(path: str | Path) -> str:
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_ends_with_examples(command: str, flag: str, lethe: Lethe) -> None:
     out = lethe(f"{command} {flag}")
-    examples = tables.EXAMPLES[command.split()[0]]
+    examples = main.COMMANDS[command.split()[0]].examples
     assert out.endswith("\nExamples:\n" + "".join(f"  {line}\n" for line in examples))
     assert lethe.err == ""  # type: ignore[attr-defined]
 
@@ -89,9 +89,9 @@ def test_help_ends_with_examples(command: str, flag: str, lethe: Lethe) -> None:
 @pytest.mark.parametrize("command", ["", "--help", "-h", "help"])
 def test_help_of_all_names_every_command(command: str, lethe: Lethe) -> None:
     out = lethe(command)
-    for name in main.COMMANDS:
+    for name, one in main.COMMANDS.items():
         assert f"\n  {name} " in out
-        for example in tables.EXAMPLES[name]:
+        for example in one.examples:
             assert f"  {example}\n" in out
 
 
@@ -99,12 +99,12 @@ def test_the_version_is_a_line_of_its_own(lethe: Lethe) -> None:
     assert lethe("--version") == "0.1.0\n"
 
 
-@pytest.mark.parametrize(("command", "examples"), tables.EXAMPLES.items(), ids=list(tables.EXAMPLES))
-def test_examples_use_flags_that_exist(command: str, examples: list[str], lethe: Lethe) -> None:
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_examples_use_flags_that_exist(command: str, lethe: Lethe) -> None:
     # What comes first decides which settings these commands have.
     first = {"unlearn": "adaptive-rmu", "sweep": "adaptive-rmu", "analyze": "layers", "data": "rank"}.get(command, "")
     options, _, _ = lethe(f"{command} {first} --help").partition("Examples:")
-    for example in examples:
+    for example in main.COMMANDS[command].examples:
         words = example.split()
         assert words[:2] == ["lethe", command]
         for flag in (word for word in words if word.startswith("--")):
@@ -168,7 +168,7 @@ def test_stdout_is_one_json_object(command: str, keys: set[str], lethe: Lethe) -
 
 
 def test_demo_prints_the_same_as_its_report(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
+    monkeypatch.setattr("lethe.runs.defaults.ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
     found = json.loads(lethe("demo --out demo --json"))
     report = json.loads(Path("demo/report.json").read_text())
     assert (found["before"], found["after"]) == (report["before"], report["after"])

@@ -54,8 +54,9 @@ class _Analyze:
     on: _On
     as_json: Json = False
 
+    # The one analysis; None for all of them. Of one, a form derives from this that has its settings here. No docstring:
+    # a help screen shows the analysis's own.
     analysis: ClassVar[Any] = None
-    """The one analysis; None for all of them. Of one, a form derives from this that has its settings here."""
 
     def __call__(self) -> None:
         """Make the analyses, write them and say what they read."""

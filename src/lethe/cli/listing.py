@@ -24,7 +24,7 @@ def ls(what: Positional[str] = "methods", folder: Positional[Path] = Path("runs"
     """
     lists: dict[str, Callable[[], Table]] = {
         "methods": lambda: _shelf(methods, "method", "what it does"),
-        "metrics": _metrics,
+        "metrics": metrics_table,
         "analyses": lambda: _shelf(analyses, "analysis", "what it shows"),
         "suites": lambda: _shelf(suites, "suite", "what it measures"),
         "solvers": lambda: _shelf(solvers, "solver", "how it moves weights"),
@@ -43,13 +43,13 @@ LS = Command(run=ls, examples=("lethe ls methods", "lethe ls runs"))
 
 
 def _shelf(shelf: ModuleType, noun: str, what: str) -> Table:
-    table = Table("", noun, what, ("source"))
+    table = Table("", (noun, what, "source"))
     for name, kind in catalogue(shelf).items():
         table.add(name, summary(kind), kind.source)  # type: ignore[attr-defined]
     return table
 
 
-def _metrics() -> Table:
+def metrics_table() -> Table:
     """Every metric, as reports call it."""
     table = Table("", ("metric", "what it measures", "good on retain", "chance level", "needs", "source"))
     for name, kind in catalogue(metrics).items():

@@ -404,7 +404,7 @@ class Stub:
 
 
 def test_a_suite_brings_its_own_sets(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "discover", lambda folder: {"stub": Stub})
+    monkeypatch.setattr(targets, "load", lambda name, shelf: Stub)
     Path("somewhere").mkdir(exist_ok=True)
     given = {"data": Path("somewhere"), "limit": 1, "holdout": Path("unseen.txt"), "nli": Path("tiny"), "samples": 2}
     forget, facts = Target("tiny", given, suite="stub:whole").sets()
