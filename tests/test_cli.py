@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from lethe.cli import main
+from lethe.cli import console, main
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.model.loading import load_model
 from lethe.model.patch import Patch
@@ -260,3 +261,100 @@ def test_eval_of_a_run_repeats_its_scores(lethe: Lethe) -> None:
 def test_several_runs_are_compared_on_one_page(lethe: Lethe, tmp_path: Path) -> None:
     assert lethe(f"report foreign own --out {tmp_path / 'c.html'}") == f"{tmp_path / 'c.html'}\n"
     assert (tmp_path / "c.html").stat().st_size > 1000
+
+
+# A method of one's own, and the config alone
+
+SHRINK = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import lethe
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(lethe.SteeringMethod):
+    """Steer forget activations towards zero."""
+
+    source: ClassVar[str] = "a test"
+
+    keep: float = 0.1
+    """Share of the untouched activation that stays."""
+
+    def prepare(self, layers, topic, rng):
+        return {}
+
+    def forget_target(self, frozen, state):
+        return self.keep * frozen.h
+'''
+OWN = FOREIGN.replace("unlearn rmu", "unlearn own_method.py:Shrink") + " --evaluate none"
+
+
+@pytest.fixture
+def own_method() -> Iterator[None]:
+    Path("own_method.py").write_text(SHRINK)
+    yield
+    for path in ("shrunk", "again", "swept"):
+        shutil.rmtree(path, ignore_errors=True)
+    Path("own_method.py").unlink(missing_ok=True)
+
+
+def test_print_config_prints_what_the_run_writes(lethe: Lethe) -> None:
+    before = sorted(Path().rglob("*"))
+    assert lethe(f"{FOREIGN} --out foreign --print-config") == Path("foreign/config.yaml").read_text()
+    assert lethe("unlearn own/config.yaml --print-config") == Path("own/config.yaml").read_text()
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_method_of_ones_own_is_named_by_its_file(own_method: None, lethe: Lethe) -> None:
+    help_ = lethe("unlearn own_method.py:Shrink --help")
+    assert "Steer forget activations towards zero." in help_
+    assert "Share of the untouched activation that stays." in " ".join(help_.replace("│", " ").split())
+    lethe(f"{OWN} --keep 0.2 --out shrunk")
+    report = json.loads(Path("shrunk/report.json").read_text())
+    assert report["method"]["name"] == "own_method.py:Shrink"
+    assert report["method"]["fields"]["keep"] == 0.2
+    assert "name: own_method.py:Shrink\n" in Path("shrunk/config.yaml").read_text()
+    # Again, from its config, with the file named: the same bytes.
+    lethe("unlearn shrunk/config.yaml --method own_method.py:Shrink --out again")
+    assert sha256("again/patch.safetensors") == sha256("shrunk/patch.safetensors")
+    assert "shrunk" in lethe("ls runs .")
+
+
+def test_a_config_alone_makes_nobody_run_a_file(
+    own_method: None, lethe: Lethe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lethe(f"{OWN} --out shrunk")
+    Path("own_method.py").write_text("raise SystemExit(9)")
+    sys.modules.pop("own_method.py")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main.main(["unlearn", "shrunk/config.yaml", "--out", "again"])
+    assert capsys.readouterr().err == (
+        "lethe: error: shrunk/config.yaml names a method in a file of its own, own_method.py:Shrink, and a config alone "
+        "never makes Lethe run a file.\nIf you trust that file, name it: lethe unlearn shrunk/config.yaml --method "
+        "own_method.py:Shrink\n"
+    )
+    Path("own_method.py").unlink()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main.main("unlearn shrunk/config.yaml --method own_method.py:Shrink --out again".split())
+    assert "there is no file own_method.py." in capsys.readouterr().err
+    # What only reads the edit needs no method.
+    assert json.loads(lethe("eval shrunk --retain retain.txt --json"))["scores"]
+
+
+def test_a_sweep_takes_a_method_of_ones_own(own_method: None, lethe: Lethe) -> None:
+    flags = FOREIGN.partition("--model")[2]
+    found = json.loads(
+        lethe(f"sweep own_method.py:Shrink --model {flags} --evaluate none --grid keep=0.1,0.2 --out swept --json")
+    )
+    assert found["folder"] == "swept"
+    assert len(list(Path("swept/cells").glob("*/patch.safetensors"))) == 2
+
+
+@pytest.mark.parametrize(("flag", "argv", "expected"), [
+    ("--model", ["--model", "a", "--layer", "2"], ("a", ["--layer", "2"])),
+    ("--model", ["--model=a", "x", "--model", "b"], ("b", ["x"])),
+    ("--model", ["--model"], (None, ["--model"])),
+    ("--layer", ["--layers-from", "x"], (None, ["--layers-from", "x"])),
+])  # fmt: skip
+def test_a_flag_that_decides_defaults_is_read_first(flag: str, argv: list[str], expected: Any) -> None:
+    assert console.taken(flag, argv) == expected

@@ -1,8 +1,11 @@
 """The `lethe` command: finds the command that is asked for, and turns errors into messages and exit codes."""
 
+import contextlib
 import functools
+import io
 import operator
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import make_dataclass
@@ -46,10 +49,15 @@ def completion(shell: Positional[Literal["bash", "zsh", "fish"]]) -> None:
         shell: bash, zsh or fish.
     """
     commands = {name: _choice(command) for name, command in COMMANDS.items()}
-    tyro.cli(
-        _one_of(commands), prog="lethe", args=["--tyro-write-completion", shell, "-"],
-        config=(OmitArgPrefixes, FlagCreatePairsOff, OmitSubcommandPrefixes),
-    )  # fmt: skip
+    config = (OmitArgPrefixes, FlagCreatePairsOff, OmitSubcommandPrefixes)
+    with contextlib.redirect_stdout(io.StringIO()) as written:
+        try:
+            tyro.cli(_one_of(commands), prog="lethe", args=["--tyro-write-completion", shell, "-"], config=config)
+        except SystemExit as end:
+            if end.code:
+                raise
+    # Shells take each line of a description for one more thing to offer.
+    show(re.sub(r"(?m)^COMPLETION_SPEC = .*$", lambda line: line[0].replace("\\n", " "), written.getvalue()))
 
 
 def _choice(command: Command) -> Any:
