@@ -277,14 +277,14 @@ class Shrink(lethe.SteeringMethod):
 
     source: ClassVar[str] = "a test"
 
-    keep: float = 0.1
+    share: float = 0.1
     """Share of the untouched activation that stays."""
 
     def prepare(self, layers, topic, rng):
         return {}
 
     def forget_target(self, frozen, state):
-        return self.keep * frozen.h
+        return self.share * frozen.h
 '''
 OWN = FOREIGN.replace("unlearn rmu", "unlearn own_method.py:Shrink") + " --evaluate none"
 
@@ -309,10 +309,10 @@ def test_a_method_of_ones_own_is_named_by_its_file(own_method: None, lethe: Leth
     help_ = lethe("unlearn own_method.py:Shrink --help")
     assert "Steer forget activations towards zero." in help_
     assert "Share of the untouched activation that stays." in " ".join(help_.replace("│", " ").split())
-    lethe(f"{OWN} --keep 0.2 --out shrunk")
+    lethe(f"{OWN} --share 0.2 --out shrunk")
     report = json.loads(Path("shrunk/report.json").read_text())
     assert report["method"]["name"] == "own_method.py:Shrink"
-    assert report["method"]["fields"]["keep"] == 0.2
+    assert report["method"]["fields"]["share"] == 0.2
     assert "name: own_method.py:Shrink\n" in Path("shrunk/config.yaml").read_text()
     # Again, from its config, with the file named: the same bytes.
     lethe("unlearn shrunk/config.yaml --method own_method.py:Shrink --out again")
@@ -329,13 +329,13 @@ def test_a_config_alone_makes_nobody_run_a_file(
     with pytest.raises(SystemExit, match=r"^2$"):
         main.main(["unlearn", "shrunk/config.yaml", "--out", "again"])
     assert capsys.readouterr().err == (
-        "lethe: error: shrunk/config.yaml names a method in a file of its own, own_method.py:Shrink, and a config alone "
-        "never makes Lethe run a file.\nIf you trust that file, name it: lethe unlearn shrunk/config.yaml --method "
+        "lethe: error: shrunk/config.yaml names a method in a file of its own, own_method.py:Shrink, and a config "
+        "alone never makes Lethe run a file.\nIf you trust that file, name it: lethe unlearn shrunk/config.yaml --method "
         "own_method.py:Shrink\n"
     )
     Path("own_method.py").unlink()
     with pytest.raises(SystemExit, match=r"^2$"):
-        main.main("unlearn shrunk/config.yaml --method own_method.py:Shrink --out again".split())
+        main.main(["unlearn", "shrunk/config.yaml", "--method", "own_method.py:Shrink", "--out", "again"])
     assert "there is no file own_method.py." in capsys.readouterr().err
     # What only reads the edit needs no method.
     assert json.loads(lethe("eval shrunk --retain retain.txt --json"))["scores"]
@@ -344,10 +344,20 @@ def test_a_config_alone_makes_nobody_run_a_file(
 def test_a_sweep_takes_a_method_of_ones_own(own_method: None, lethe: Lethe) -> None:
     flags = FOREIGN.partition("--model")[2]
     found = json.loads(
-        lethe(f"sweep own_method.py:Shrink --model {flags} --evaluate none --grid keep=0.1,0.2 --out swept --json")
+        lethe(f"sweep own_method.py:Shrink --model {flags} --evaluate none --grid share=0.1,0.2 --out swept --json")
     )
     assert found["folder"] == "swept"
     assert len(list(Path("swept/cells").glob("*/patch.safetensors"))) == 2
+
+
+def test_a_setting_that_is_called_like_another_flag_is_refused(
+    own_method: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_method.py").write_text(SHRINK.replace("share", "finalists"))
+    sys.modules.pop("own_method.py", None)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main.main(["sweep", "own_method.py:Shrink", "--help"])
+    assert "the setting 'finalists' of own_method.py:Shrink is called like another flag" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flag", "argv", "expected"), [

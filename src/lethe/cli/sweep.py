@@ -2,13 +2,13 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lethe.cli import progress_bars
 from lethe.cli.console import Command, Json, note, print_json, show
-from lethe.cli.unlearn import UNLEARN, about, starting_point, with_behaviour
+from lethe.cli.unlearn import UNLEARN, form, starting_point, with_behaviour
 from lethe.errors import UsageError
 from lethe.runs.config import RunConfig
 from lethe.sweeps.settings import KEPT
@@ -101,9 +101,8 @@ class _Sweep:
 def sweep(method: str, argv: Sequence[str]) -> tuple[type[_Sweep], list[str]]:
     """Run a grid of settings on one model, sharing what runs have in common, and choose one by a stated rule."""
     own, run, rest = starting_point("sweep", method, argv)
-    settings = [("method", type(own), own), ("run", RunConfig, replace(run, out=Path("runs/sweep")))]
-    members = {"__doc__": about(own), "line": shlex.join(["lethe", "sweep", method, *argv])}
-    return make_dataclass("Sweep", settings, bases=(_Sweep,), namespace=members, frozen=True, kw_only=True), rest
+    line = shlex.join(["lethe", "sweep", method, *argv])
+    return form(_Sweep, own, replace(run, out=Path("runs/sweep")), line), rest
 
 
 SWEEP = Command(

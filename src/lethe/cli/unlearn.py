@@ -67,15 +67,15 @@ def unlearn(method: str, argv: Sequence[str]) -> tuple[type[Unlearn], list[str]]
     own, run, argv = starting_point("unlearn", method, argv)
     layer, others = taken("--layer", argv)
     if layer != "auto":
-        return _form(own, run, line), argv
+        return form(Unlearn, own, run, line), argv
 
     def go_on_with_advice(given: Unlearn) -> None:
         # What the user gave stands; the advice fills in the rest.
         found, layer = _advised(given.method, given.run)
         start = dataclasses.replace(run, layer=layer, train_layers=())
-        parse(_form(dataclasses.replace(own, **found), start, line), others, f"unlearn {method}", UNLEARN)
+        parse(form(Unlearn, dataclasses.replace(own, **found), start, line), others, f"unlearn {method}", UNLEARN)
 
-    return _form(own, run, line, __call__=go_on_with_advice), others
+    return form(Unlearn, own, run, line, __call__=go_on_with_advice), others
 
 
 UNLEARN = Command(
@@ -162,15 +162,30 @@ def with_behaviour(method: Any) -> Any:
     return real(type(method))(**{field.name: getattr(method, field.name) for field in dataclasses.fields(method)})
 
 
-def about(method: Any) -> str:
-    """What a help screen says of a method."""
-    return f"{type(method).__doc__}\n\nSource: {method.source}"
+def form(base: type, method: Any, run: RunConfig, line: str, **members: Any) -> type:
+    """The flags of `base` with the settings of a method and a run, which start from these.
+
+    Raises: UsageError if a setting of the method is called like another flag.
+    """
+    taken_names = {name for field in dataclasses.fields(base) if field.name != "method" for name in _flags(field)}
+    for field in dataclasses.fields(method):
+        if field.name in taken_names:
+            raise UsageError(
+                f"the setting '{field.name}' of {name_of(type(method))} is called like another flag of this command.\n"
+                "Give it another name."
+            )
+    settings = [("method", type(method), method), ("run", RunConfig, run)]
+    told = f"{type(method).__doc__}\n\nSource: {method.source}"
+    space = {**members, "__doc__": told, "line": line}
+    return dataclasses.make_dataclass(
+        base.__name__, settings, bases=(base,), namespace=space, frozen=True, kw_only=True
+    )
 
 
-def _form(method: Any, run: RunConfig, line: str, **members: Any) -> type[Unlearn]:
-    fields = [("method", type(method), method), ("run", RunConfig, run)]
-    members = {**members, "__doc__": about(method), "line": line}
-    return dataclasses.make_dataclass("Unlearn", fields, bases=(Unlearn,), namespace=members, frozen=True, kw_only=True)
+def _flags(field: dataclasses.Field[Any]) -> list[str]:
+    if not dataclasses.is_dataclass(field.type):
+        return [field.name]
+    return [name for inner in dataclasses.fields(field.type) for name in _flags(inner)]
 
 
 def _advised(method: Any, run: RunConfig) -> tuple[dict[str, float], int]:
