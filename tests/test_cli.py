@@ -330,7 +330,8 @@ def test_a_config_alone_makes_nobody_run_a_file(
         main.main(["unlearn", "shrunk/config.yaml", "--out", "again"])
     assert capsys.readouterr().err == (
         "lethe: error: shrunk/config.yaml names a method in a file of its own, own_method.py:Shrink, and a config "
-        "alone never makes Lethe run a file.\nIf you trust that file, name it: lethe unlearn shrunk/config.yaml --method "
+        "alone never makes Lethe run a file.\n"
+        "If you trust that file, name it: lethe unlearn shrunk/config.yaml --method "
         "own_method.py:Shrink\n"
     )
     Path("own_method.py").unlink()
