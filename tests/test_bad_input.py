@@ -421,13 +421,13 @@ OTHERS = {
         "analyze alingment tiny",
         "there is no analysis 'alingment'. Did you mean 'alignment'?\n"
         "Analyses: accuracy, alignment, forget-norm, layers, max-logit, noise-sensitivity, "
-        "prompt-independence, token-gradient, all.",
+        "prompt-independence, token-gradient, all. See `lethe ls analyses`.",
     ),
     "unknown command": (
         "unlern rmu",
         "there is no command 'unlern'. Did you mean 'unlearn'?\n"
         "Commands: demo, unlearn, sweep, advise, layers, withdraw, eval, data, analyze, check, ls, report, "
-        "compare, export, apply, revert, diff.",
+        "compare, export, apply, revert, diff, completion.",
     ),
     "unknown method": (
         "unlearn adaptive-rnu",
@@ -476,7 +476,7 @@ OTHERS = {
     "check layer": ("check tiny --layer 8", "'layer' must be in [0, 3] for tiny, which has 4 layers. Got 8."),
     "list": (
         "ls modells",
-        "there is no list 'modells'. Did you mean 'methods'? Lists: methods, metrics, analyses, runs.",
+        "there is no list 'modells'. Did you mean 'methods'? Lists: methods, metrics, analyses, suites, solvers, runs.",
     ),
     "report of nothing": ("report", "no run was named.\nName one or more run folders: lethe report runs/a runs/b"),
     "report of a missing run": ("report nowhere", f"there is no run folder at nowhere.\n{NO_RUN}"),

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from lethe.cli import console, main, tables
+from lethe.cli import console, main
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.model.loading import load_model
 from lethe.model.patch import Patch
@@ -81,7 +82,7 @@ def sha256(path: str | Path) -> str:
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_ends_with_examples(command: str, flag: str, lethe: Lethe) -> None:
     out = lethe(f"{command} {flag}")
-    examples = tables.EXAMPLES[command.split()[0]]
+    examples = main.COMMANDS[command.split()[0]].examples
     assert out.endswith("\nExamples:\n" + "".join(f"  {line}\n" for line in examples))
     assert lethe.err == ""  # type: ignore[attr-defined]
 
@@ -89,9 +90,9 @@ def test_help_ends_with_examples(command: str, flag: str, lethe: Lethe) -> None:
 @pytest.mark.parametrize("command", ["", "--help", "-h", "help"])
 def test_help_of_all_names_every_command(command: str, lethe: Lethe) -> None:
     out = lethe(command)
-    for name in main.COMMANDS:
+    for name, one in main.COMMANDS.items():
         assert f"\n  {name} " in out
-        for example in tables.EXAMPLES[name]:
+        for example in one.examples:
             assert f"  {example}\n" in out
 
 
@@ -99,12 +100,12 @@ def test_the_version_is_a_line_of_its_own(lethe: Lethe) -> None:
     assert lethe("--version") == "0.1.0\n"
 
 
-@pytest.mark.parametrize(("command", "examples"), tables.EXAMPLES.items(), ids=list(tables.EXAMPLES))
-def test_examples_use_flags_that_exist(command: str, examples: list[str], lethe: Lethe) -> None:
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_examples_use_flags_that_exist(command: str, lethe: Lethe) -> None:
     # What comes first decides which settings these commands have.
     first = {"unlearn": "adaptive-rmu", "sweep": "adaptive-rmu", "analyze": "layers", "data": "rank"}.get(command, "")
     options, _, _ = lethe(f"{command} {first} --help").partition("Examples:")
-    for example in examples:
+    for example in main.COMMANDS[command].examples:
         words = example.split()
         assert words[:2] == ["lethe", command]
         for flag in (word for word in words if word.startswith("--")):
@@ -168,7 +169,7 @@ def test_stdout_is_one_json_object(command: str, keys: set[str], lethe: Lethe) -
 
 
 def test_demo_prints_the_same_as_its_report(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
+    monkeypatch.setattr("lethe.runs.defaults.ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
     found = json.loads(lethe("demo --out demo --json"))
     report = json.loads(Path("demo/report.json").read_text())
     assert (found["before"], found["after"]) == (report["before"], report["after"])
@@ -260,3 +261,111 @@ def test_eval_of_a_run_repeats_its_scores(lethe: Lethe) -> None:
 def test_several_runs_are_compared_on_one_page(lethe: Lethe, tmp_path: Path) -> None:
     assert lethe(f"report foreign own --out {tmp_path / 'c.html'}") == f"{tmp_path / 'c.html'}\n"
     assert (tmp_path / "c.html").stat().st_size > 1000
+
+
+# A method of one's own, and the config alone
+
+SHRINK = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import lethe
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(lethe.SteeringMethod):
+    """Steer forget activations towards zero."""
+
+    source: ClassVar[str] = "a test"
+
+    share: float = 0.1
+    """Share of the untouched activation that stays."""
+
+    def prepare(self, layers, topic, rng):
+        return {}
+
+    def forget_target(self, frozen, state):
+        return self.share * frozen.h
+'''
+OWN = FOREIGN.replace("unlearn rmu", "unlearn own_method.py:Shrink") + " --evaluate none"
+
+
+@pytest.fixture
+def own_method() -> Iterator[None]:
+    Path("own_method.py").write_text(SHRINK)
+    yield
+    for path in ("shrunk", "again", "swept"):
+        shutil.rmtree(path, ignore_errors=True)
+    Path("own_method.py").unlink(missing_ok=True)
+
+
+def test_print_config_prints_what_the_run_writes(lethe: Lethe) -> None:
+    before = sorted(Path().rglob("*"))
+    assert lethe(f"{FOREIGN} --out foreign --print-config") == Path("foreign/config.yaml").read_text()
+    assert lethe("unlearn own/config.yaml --print-config") == Path("own/config.yaml").read_text()
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_method_of_ones_own_is_named_by_its_file(own_method: None, lethe: Lethe) -> None:
+    help_ = lethe("unlearn own_method.py:Shrink --help")
+    assert "Steer forget activations towards zero." in help_
+    assert "Share of the untouched activation that stays." in " ".join(help_.replace("│", " ").split())
+    lethe(f"{OWN} --share 0.2 --out shrunk")
+    report = json.loads(Path("shrunk/report.json").read_text())
+    assert report["method"]["name"] == "own_method.py:Shrink"
+    assert report["method"]["fields"]["share"] == 0.2
+    assert "name: own_method.py:Shrink\n" in Path("shrunk/config.yaml").read_text()
+    # Again, from its config, with the file named: the same bytes.
+    lethe("unlearn shrunk/config.yaml --method own_method.py:Shrink --out again")
+    assert sha256("again/patch.safetensors") == sha256("shrunk/patch.safetensors")
+    assert "shrunk" in lethe("ls runs .")
+
+
+def test_a_config_alone_makes_nobody_run_a_file(
+    own_method: None, lethe: Lethe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lethe(f"{OWN} --out shrunk")
+    Path("own_method.py").write_text("raise SystemExit(9)")
+    sys.modules.pop("own_method.py")
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main.main(["unlearn", "shrunk/config.yaml", "--out", "again"])
+    assert capsys.readouterr().err == (
+        "lethe: error: shrunk/config.yaml names a method in a file of its own, own_method.py:Shrink, and a config "
+        "alone never makes Lethe run a file.\n"
+        "If you trust that file, name it: lethe unlearn shrunk/config.yaml --method "
+        "own_method.py:Shrink\n"
+    )
+    Path("own_method.py").unlink()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main.main(["unlearn", "shrunk/config.yaml", "--method", "own_method.py:Shrink", "--out", "again"])
+    assert "there is no file own_method.py." in capsys.readouterr().err
+    # What only reads the edit needs no method.
+    assert json.loads(lethe("eval shrunk --retain retain.txt --json"))["scores"]
+
+
+def test_a_sweep_takes_a_method_of_ones_own(own_method: None, lethe: Lethe) -> None:
+    flags = FOREIGN.partition("--model")[2]
+    found = json.loads(
+        lethe(f"sweep own_method.py:Shrink --model {flags} --evaluate none --grid share=0.1,0.2 --out swept --json")
+    )
+    assert found["folder"] == "swept"
+    assert len(list(Path("swept/cells").glob("*/patch.safetensors"))) == 2
+
+
+def test_a_setting_that_is_called_like_another_flag_is_refused(
+    own_method: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own_method.py").write_text(SHRINK.replace("share", "finalists"))
+    sys.modules.pop("own_method.py", None)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main.main(["sweep", "own_method.py:Shrink", "--help"])
+    assert "the setting 'finalists' of own_method.py:Shrink is called like another flag" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "argv", "expected"), [
+    ("--model", ["--model", "a", "--layer", "2"], ("a", ["--layer", "2"])),
+    ("--model", ["--model=a", "x", "--model", "b"], ("b", ["x"])),
+    ("--model", ["--model"], (None, ["--model"])),
+    ("--layer", ["--layers-from", "x"], (None, ["--layers-from", "x"])),
+])  # fmt: skip
+def test_a_flag_that_decides_defaults_is_read_first(flag: str, argv: list[str], expected: Any) -> None:
+    assert console.taken(flag, argv) == expected

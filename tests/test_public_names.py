@@ -1,6 +1,11 @@
-"""The names that `import lethe` promises."""
+"""The names that `import lethe` promises, and that it promises them without importing what they need."""
 
+import ast
+import importlib
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,21 +17,46 @@ PUBLIC = [
     "RSV",
     "Activation",
     "AdaptiveRMU",
+    "Analysis",
     "Batch",
+    "Combination",
+    "CorpusError",
+    "DivergedError",
+    "EmptyBatchError",
     "EvalSet",
+    "Evaluation",
     "Gradient",
+    "InvalidLayerError",
+    "InvalidValueError",
     "LayerSlice",
     "LetheError",
     "LoadedModel",
     "Metric",
+    "ModelError",
+    "OutOfMemoryError",
     "Patch",
+    "PatchError",
     "Question",
+    "QuestionError",
+    "ReplayError",
     "Result",
     "RunConfig",
+    "RunFolderError",
+    "SaveError",
     "Scores",
     "SteeringMethod",
+    "Suite",
+    "Sweep",
+    "UnknownModuleError",
+    "UnknownNameError",
+    "UsageError",
+    "check",
+    "compare",
+    "evaluate",
     "load_model",
     "load_tokenizer",
+    "read_scores",
+    "sweep",
     "unlearn",
 ]
 
@@ -49,5 +79,28 @@ def test_a_public_name_is_documented(name: str) -> None:
 
 def test_nothing_else_of_the_package_looks_public() -> None:
     """A name imported into the package but left out of `__all__` would be one by accident."""
+    for name in PUBLIC:
+        getattr(lethe, name)
     found = {name for name, thing in vars(lethe).items() if not name.startswith("_") and not inspect.ismodule(thing)}
     assert found == set(PUBLIC)
+    assert set(PUBLIC) <= set(dir(lethe))
+    with pytest.raises(AttributeError, match="no attribute 'unlern'"):
+        _ = lethe.unlern  # type: ignore[attr-defined]
+
+
+def test_type_checkers_see_what_is_there() -> None:
+    """What the face imports for type checkers only is what it gives when it is asked."""
+    tree = ast.parse(Path(lethe.__file__).read_text(encoding="utf-8"))
+    branch = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {}
+    for node in branch.body:
+        assert isinstance(node, ast.ImportFrom)
+        seen |= {name.asname or name.name: (str(node.module), name.name) for name in node.names}
+    assert sorted(seen) == sorted(PUBLIC)
+    for name, (module, own) in seen.items():
+        assert getattr(lethe, name) is getattr(importlib.import_module(module), own), name
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import lethe, sys; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys(); lethe.RMU; "
+    subprocess.run([sys.executable, "-c", f"{code}assert 'torch' in sys.modules"], check=True, timeout=120)

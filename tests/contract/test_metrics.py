@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lethe import metrics
-from lethe.cli import tables
+from lethe.cli import listing
 from lethe.evaluation.measure import measure, metrics_of
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.reading import Reading
@@ -298,7 +298,7 @@ def test_a_combination_is_documented_and_needs_what_it_combines() -> None:
 
 
 def test_the_list_of_metrics_says_what_each_needs() -> None:
-    rows = tables.as_rows(tables.metrics())
+    rows = listing.metrics_table().as_rows()
     assert [row["metric"] for row in rows] == [name.replace("-", "_") for name in discover(metrics)]
     found = {row["metric"]: row for row in rows}
     assert found["multiple_choice"]["needs"] == "questions with choices"

@@ -1,23 +1,20 @@
 """The command `lethe analyze`: one analysis of a model or a run, or all of them on one page."""
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tyro.conf import Positional
 
 from lethe import analyses
-from lethe.analyses.protocol import analyze_all, write
-from lethe.analyses.workbench import open_bench
-from lethe.cli import progress_bars, tables
-from lethe.cli.console import NOTES, RESULT, Json, examples, parse, print_json
-from lethe.errors import UnknownNameError
-from lethe.system import plugins as configs
-from lethe.system.machine import explaining_memory, threads
-from lethe.system.plugins import discover
+from lethe.cli import progress_bars
+from lethe.cli.console import Command, Json, print_json, show
+from lethe.cli.unlearn import with_behaviour
+from lethe.system.plugins import catalogue, discover, look_up, name_of, summary
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _On:
     """What an analysis is made on."""
 
@@ -49,46 +46,72 @@ class _On:
     """Number type of the weights."""
 
 
-def analyze(argv: list[str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Analyze:
     """Explain what steering does inside a model: one analysis, or all on one page."""
-    known = discover(analyses)
-    if not argv or argv[0] in ("-h", "--help"):
-        RESULT.print("usage: lethe analyze NAME|all MODEL_OR_RUN --out DIR\n")
-        RESULT.print(tables.analyses())
-        examples("analyze")
-        return
-    name, kinds = argv[0].replace("_", "-"), {**known, "all": None}
-    if name not in kinds:
-        hint = configs.nearest(name, kinds)
-        raise UnknownNameError(f"there is no analysis '{argv[0]}'.{hint}\nAnalyses: {', '.join(kinds)}.")
-    fields: list[Any] = [("on", _On), ("as_json", Json, False)]
-    if name != "all":
-        fields.insert(1, ("analysis", known[name], known[name]()))
-    chosen = parse(
-        dataclasses.make_dataclass("Analyze", fields, frozen=True, kw_only=True),
-        argv[1:],
-        f"analyze {name}",
-        (known[name].__doc__ if name != "all" else analyze.__doc__) or "",
-    )
-    on: _On = chosen.on
-    given = {key: value for key, value in vars(on).items() if key not in ("target", "out") and value not in (None, ())}
-    with (
-        progress_bars.Bars(NOTES) as progress,
-        explaining_memory(f"with {on.target} loaded whole.\nPass --dtype bfloat16."),
-    ):
-        bench = open_bench(on.target, given, progress)
-        with threads(bench.config.base.threads):
-            if name == "all":
-                findings, missing = analyze_all(bench, {key: kind() for key, kind in known.items()}, on.out)
-            else:
-                findings, missing = {name: chosen.analysis(bench)}, {}
-                write(findings[name], on.out)
-    if chosen.as_json:
-        readings = {key: finding.reading for key, finding in findings.items()}
-        print_json({"readings": readings, "not measured": missing, "out": str(on.out)})
-        return
-    for finding in findings.values():
-        RESULT.print(f"{finding.title}\n{finding.reading}\n")
-    for key, why in missing.items():
-        RESULT.print(f"{key}: not measured: {why}\n")
-    RESULT.print(str(on.out / ("analyses.html" if name == "all" else f"{name}.png")))
+
+    on: _On
+    as_json: Json = False
+
+    # The one analysis; None for all of them. Of one, a form derives from this that has its settings here. No docstring:
+    # a help screen shows the analysis's own.
+    analysis: ClassVar[Any] = None
+
+    def __call__(self) -> None:
+        """Make the analyses, write them and say what they read."""
+        from lethe.analyses.protocol import analyze_all, write
+        from lethe.analyses.workbench import open_bench
+        from lethe.system.machine import explaining_memory
+
+        on = self.on
+        given = {
+            key: value for key, value in vars(on).items() if key not in ("target", "out") and value not in (None, ())
+        }
+        page = "analyses.html"
+        with (
+            progress_bars.Bars() as progress,
+            explaining_memory(f"with {on.target} loaded whole.\nPass --dtype bfloat16."),
+        ):
+            bench = open_bench(on.target, given, progress)
+            with threads(bench.config.base.threads):
+                if self.analysis is None:
+                    every = {key: kind() for key, kind in discover(analyses).items()}
+                    findings, missing = analyze_all(bench, every, on.out)
+                else:
+                    analysis = with_behaviour(self.analysis)
+                    finding = analysis(bench)
+                    write(finding, on.out)
+                    findings, missing, page = {name_of(type(analysis)): finding}, {}, f"{finding.name}.png"
+        if self.as_json:
+            readings = {key: finding.reading for key, finding in findings.items()}
+            print_json({"readings": readings, "not measured": missing, "out": str(on.out)})
+            return
+        for finding in findings.values():
+            show(f"{finding.title}\n{finding.reading}\n")
+        for key, why in missing.items():
+            show(f"{key}: not measured: {why}\n")
+        show(str(on.out / page))
+
+
+def analyze(name: str, argv: Sequence[str]) -> tuple[type[_Analyze], Sequence[str]]:
+    """Explain what steering does inside a model: one analysis, or all on one page."""
+    if name == "all":
+        return _Analyze, argv
+    kind = look_up(name, analyses, also=["all"])
+    members = {"__doc__": kind.__doc__}
+    settings = [("analysis", kind, kind())]
+    return make_dataclass("Analyze", settings, bases=(_Analyze,), namespace=members, frozen=True, kw_only=True), argv
+
+
+ANALYZE = Command(
+    run=analyze,
+    usage="NAME|all MODEL_OR_RUN --out DIR",
+    words=lambda: {
+        **{name: summary(kind) for name, kind in catalogue(analyses).items()},
+        "all": "Every analysis, on one page.",
+    },
+    examples=(
+        "lethe analyze layers builtin --layers 2 7 11 --out runs/analyses",
+        "lethe analyze all runs/a --out runs/a-analyses",
+    ),
+)

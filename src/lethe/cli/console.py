@@ -1,280 +1,148 @@
-"""What each `lethe` command does with its arguments, and what it prints."""
+"""What every command shares: the two consoles, what a command is, and how its arguments are parsed."""
 
-import dataclasses
-import shlex
+import functools
 import sys
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from rich.console import Console
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, arg
 
-from lethe.cli import progress_bars, tables
-from lethe.data.settings import BUILTIN
-from lethe.errors import UnknownNameError, UsageError
-from lethe.methods.protocol import Method, SteeringMethod
-from lethe.runs import config_file
-from lethe.runs.config import RunConfig
-from lethe.runs.defaults import defaults
-from lethe.system import plugins
-from lethe.system.atomic_files import as_json
+from lethe.cli.tables import Table
 
-# Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
-# Into a file or a pipe, a row of a table is one line.
-WIDTH = None if sys.stdout.isatty() else 1000
+if TYPE_CHECKING:
+    import rich.console
+    import rich.table
 
-
-RESULT = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, width=WIDTH)
-"""stdout: the result and nothing else."""
-
-
-NOTES = Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=True)
-"""stderr: progress, warnings, errors."""
+HELP = ("-h", "--help")
 
 
 Json = Annotated[bool, arg(name="json", help="Print one JSON object instead of a table.")]
 
 
-def demo(out: Path = Path("runs/demo"), seed: int = 0, as_json: Json = False) -> None:
-    """Unlearn two hazard topics from the built-in model with Adaptive RMU, measure, and write a report.
+@functools.cache
+def terminal(*, errors: bool = False) -> "rich.console.Console":
+    """Where tables go, stdout; with `errors` stderr, for progress, warnings and errors."""
+    # A help screen needs none of it.
+    from rich.console import Console
 
-    Args:
-        out: Run folder.
-        seed: Seed of directions and of the order of rows.
-    """
-    method, run = defaults(config_file.method_class("adaptive-rmu"), BUILTIN)
-    _unlearn(
-        method,
-        dataclasses.replace(run, out=out, seed=seed),
-        f"lethe demo --out {out} --seed {seed}",
-        as_json,
-    )
+    # Into a file or a pipe, a row of a table is one line.
+    width = None if errors or sys.stdout.isatty() else 1000
+    # Paths and corpora's names may hold [brackets] and :colons:, which are no markup.
+    return Console(soft_wrap=True, markup=False, emoji=False, highlight=False, stderr=errors, width=width)
 
 
-def unlearn(argv: list[str]) -> None:
-    """Unlearn forget corpora from a model with a method, measure, and write a run folder."""
-    if not argv or argv[0] in ("-h", "--help"):
-        RESULT.print("usage: lethe unlearn METHOD --model M --forget F [F ...] --retain R --layer L --out DIR\n")
-        RESULT.print(f"{unlearn.__doc__}\n\nMETHOD is one of these, or the config.yaml of a run to repeat:")
-        RESULT.print(tables.methods())
-        RESULT.print("Settings of a method: lethe unlearn METHOD --help")
-        examples("unlearn")
+def show(result: "str | Table | rich.table.Table" = "") -> None:
+    """Write a line or a table to stdout: the result of a command, and nothing else."""
+    if isinstance(result, str):
+        sys.stdout.write(f"{result}\n")
         return
-    require_method("unlearn", argv)
-    method, run = _start(argv)
-    rest, is_auto = _without_auto(argv[1:])
-    chosen, given, wanted = _parse_unlearn(method, run, rest)
-    if is_auto:
-        # What the user gave stands; the advice fills in the rest.
-        chosen, given, wanted = _parse_unlearn(*_advised(given, method, wanted, run), rest)
-    method, run = given, wanted
-    provenance: dict[str, Any] = {}
-    if chosen.layers_from is not None:
-        run, provenance = _searched(run, chosen.layers_from)
-    if chosen.dry_run:
-        from lethe.runs.estimate import plan
-
-        found = plan(run, reads=method.reads)
-        if chosen.as_json:
-            print_json({**config_file.plain(method, run), "plan": dataclasses.asdict(found)})
-        else:
-            RESULT.print(tables.plan(method, run, found))
-        return
-    _unlearn(method, run, shlex.join(["lethe", "unlearn", *argv]), chosen.as_json, provenance)
+    terminal().print(_drawn(result) if isinstance(result, Table) else result)
 
 
-def withdraw(run: Positional[Path], request: Positional[str], out: Path, as_json: Json = False) -> None:
-    """Take one request out of a ridge run, as if it had never been made, and write the run without it.
-
-    Args:
-        run: Run folder made with --solver ridge, on top of other requests.
-        request: Name of the request: the run folder that it was made in.
-        out: New run folder.
-    """
-    from lethe.runs.run_folder import RunFolder
-
-    RunFolder(run).require_patch()
-    method, config = config_file.read_config(run / "config.yaml")
-    changed = config.changed(on=run, withdraw=request, out=out)
-    _unlearn(method, changed, shlex.join(["lethe", "withdraw", str(run), request, "--out", str(out)]), as_json)
+def note(text: str) -> None:
+    """Write a line to stderr."""
+    sys.stderr.write(f"{text}\n")
 
 
-def check(
-    model: Positional[str],
-    layer: int = 7,
-    train_modules: tuple[str, ...] = (),
-    device: str = "auto",
-    as_json: Json = False,
-) -> None:
-    """Prove that replaying the slice of this model equals its own forward, and say what would be trained.
+def _drawn(table: Table) -> "rich.table.Table":
+    from rich.table import Table as Drawing
+    from rich.text import Text
 
-    Args:
-        model: `builtin`, a model folder or a hub id.
-        layer: Layer l whose output is steered.
-        train_modules: Matrices to train; by default the MLP output matrices.
-        device: cpu, cuda, mps or auto.
-    """
-    from lethe.runs.check import check as check_model
-    from lethe.system.machine import explaining_memory
-
-    settings = RunConfig.of(model=model, layer=layer, train_modules=train_modules, device=device)
-    with explaining_memory(f"with layers 0..{layer}.\nLower --layer."):
-        found = check_model(settings)
-    if as_json:
-        print_json(found)
-    else:
-        RESULT.print(tables.facts(f"{model}: replaying the slice equals the model's own forward.", found))
+    drawing = Drawing(
+        title=table.title or None, title_justify="left", box=None, pad_edge=False, header_style="bold",
+        show_header=table.has_header, caption=table.caption or None,
+    )  # fmt: skip
+    for name in table.columns:
+        drawing.add_column(name, justify="right" if name in table.numbers else "left", overflow="fold")
+    for row in table.rows:
+        drawing.add_row(*map(Text, row))
+    return drawing
 
 
-def ls(what: Positional[str] = "methods", folder: Positional[Path] = Path("runs"), as_json: Json = False) -> None:
-    """List methods, metrics, analyses, or the runs in a folder.
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command of `lethe`, with what one may copy."""
 
-    Args:
-        what: methods, metrics, analyses or runs.
-        folder: Where runs are looked for.
-    """
-    lists: dict[str, Callable[[], Any]] = {
-        "methods": tables.methods,
-        "metrics": tables.metrics,
-        "analyses": tables.analyses,
-        "runs": lambda: tables.runs(folder),
-    }
-    if what not in lists:
-        raise UnknownNameError(f"there is no list '{what}'.{plugins.nearest(what, lists)} Lists: {', '.join(lists)}.")
-    table = lists[what]()
-    if as_json:
-        print_json({what: tables.as_rows(table)})
-    else:
-        RESULT.print(table)
+    run: Callable[..., Any]
+    """A function whose parameters are the flags. With `words`, one that returns such a function, or a dataclass of
+    flags that is called when they are filled in, and the arguments for it, from the next word and the rest."""
+    examples: tuple[str, ...]
+    usage: str = ""
+    """How the next word is called, where it decides which flags there are."""
+    words: Callable[[], Mapping[str, str]] | None = None
+    """What the next word may be, each with a line about it."""
+    about: str = ""
+    """What else its help says, above these words."""
 
 
-def parse(target: Any, argv: list[str], name: str, description: str | None) -> Any:
+def call(command: Command, name: str, argv: Sequence[str]) -> None:
+    """Run a command with the arguments after its name, or print its help."""
+    target: Any = command.run
+    if command.words is not None:
+        if not argv or argv[0] in HELP:
+            said = "\n\n".join(filter(None, (command.run.__doc__, command.about)))
+            show(f"usage: lethe {name} {command.usage}\n\n{said}\n")
+            show(listed(command.words()))
+            print_examples(command)
+            return
+        word, *argv = argv
+        target, argv = command.run(word, argv)
+        name = f"{name} {word}"
+    parse(target, argv, name, command)
+
+
+def parse(target: Any, argv: Sequence[str], name: str, command: Command) -> None:
     """Call `target` with the arguments of a command line, or print its help."""
     try:
-        return tyro.cli(
-            target,
-            args=argv,
-            prog=f"lethe {name}",
-            description=description,
-            config=(OmitArgPrefixes, FlagCreatePairsOff),
-        )
+        filled = tyro.cli(target, args=argv, prog=f"lethe {name}", config=(OmitArgPrefixes, FlagCreatePairsOff))
     except SystemExit:
-        if "-h" in argv or "--help" in argv:
-            examples(name.split()[0])
+        if any(word in argv for word in HELP):
+            print_examples(command)
         raise
+    if filled is not None:
+        filled()
 
 
-def examples(*names: str) -> None:
+def taken(flag: str, argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The value of a flag, the last one if it is given twice, and the arguments without it.
+
+    For the few flags that decide what the defaults of the others are, so that these can be parsed at all.
+    """
+    value, rest, words = None, [], iter(argv)
+    for word in words:
+        if word == flag:
+            following = next(words, None)
+            if following is None:
+                rest.append(word)
+            else:
+                value = following
+        elif word.startswith(f"{flag}="):
+            value = word.removeprefix(f"{flag}=")
+        else:
+            rest.append(word)
+    return value, rest
+
+
+def print_examples(*commands: Command) -> None:
     """Print what one may copy."""
-    RESULT.print("\nExamples:")
-    for name in names:
-        for line in tables.EXAMPLES[name]:
-            RESULT.print(f"  {line}")
-
-
-def require_method(command: str, argv: list[str]) -> None:
-    """Raises: UsageError if the arguments begin with a flag."""
-    if argv[0].startswith("-"):
-        raise UsageError(
-            f"the method comes before {argv[0]}: lethe {command} METHOD {argv[0]} ...\nSee `lethe ls methods`."
-        )
-
-
-def _start(argv: list[str]) -> tuple[Method, RunConfig]:
-    """The method and run that the flags change: defaults depend on the model and on the solver."""
-    if argv[0].endswith((".yaml", ".yml")):
-        return config_file.read_config(Path(argv[0]))
-    from lethe.cli.run_flags import value_of
-
-    kind = config_file.method_class(argv[0])
-    return defaults(kind, value_of("--model", argv) or BUILTIN, solver=value_of("--solver", argv))
-
-
-def _parse_unlearn(method: Method, run: RunConfig, argv: list[str]) -> tuple[Any, Method, RunConfig]:
-    from lethe.cli.run_flags import parse_run
-
-    return parse_run(
-        "unlearn",
-        method,
-        run,
-        argv,
-        (
-            "layers_from",
-            Annotated[
-                Path | None,
-                arg(help="Result of `lethe layers`: its chosen layers take the place of --layer and --train-layers."),
-            ],
-            None,
-        ),
-        ("dry_run", Annotated[bool, arg(help="Print the settings and the plan, and do nothing.")], False),
-        ("as_json", Json, False),
-    )
-
-
-def _without_auto(argv: list[str]) -> tuple[list[str], bool]:
-    """The arguments without `--layer auto`, and whether it was there."""
-    for place, (flag, value) in enumerate(zip(argv, [*argv[1:], ""], strict=True)):
-        if flag == "--layer=auto":
-            return argv[:place] + argv[place + 1 :], True
-        if (flag, value) == ("--layer", "auto"):
-            return argv[:place] + argv[place + 2 :], True
-    return argv, False
-
-
-def _advised(given: Method, method: Method, run: RunConfig, start: RunConfig) -> tuple[Method, RunConfig]:
-    """Method and run as they start, with the layer, coefficient and alpha that are advised for the given run."""
-    from lethe.advice.advise import advise
-    from lethe.system.machine import explaining_memory
-
-    if given.reads == "prompts":
-        raise UsageError(
-            f"--layer auto reads texts, and {config_file.method_name(given)} reads prompts.\nSee `lethe layers`."
-        )
-    with (
-        progress_bars.Bars(NOTES) as progress,
-        explaining_memory(f"with {run.base.model} loaded whole.\nPass --layer N."),
-    ):
-        advice = advise(run, progress)
-    NOTES.print(advice.reason)
-    assert isinstance(given, SteeringMethod)
-    found = {"alpha": advice.chosen.alpha, given.coefficient: getattr(advice.chosen, given.coefficient)}
-    return dataclasses.replace(method, **found), dataclasses.replace(start, layer=advice.chosen.layer, train_layers=())
-
-
-def _searched(run: RunConfig, found: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """The run on the layers that a search chose, and the search for the report."""
-    from lethe.advice.layer_search import LayerSearch
-
-    search = LayerSearch.load(found)
-    changed = run.changed(layer=max(search.chosen), train_layers=tuple(sorted(search.chosen)))
-    return changed, {"layer_search": dataclasses.asdict(search)}
-
-
-def _unlearn(
-    method: Method, run: RunConfig, command: str, as_json: bool, provenance: Mapping[str, Any] | None = None
-) -> None:
-    from lethe.report.record import read_run
-    from lethe.runs.run_folder import RunFolder
-    from lethe.runs.unlearn import unlearn
-
-    folder = RunFolder(run.out)
-    complete = folder.holds(config_file.plain(method, run)) and folder.is_complete
-    if not complete:
-        with progress_bars.Bars(NOTES) as progress:
-            unlearn(method, run, command=command, progress=progress, provenance=provenance)
-    found = read_run(run.out).to_json()
-    if complete:
-        NOTES.print(f"{run.out} holds this run already, complete.")
-    if as_json:
-        keys = ("command", "model", "method", "before", "after", "timing", "patch", "warnings")
-        print_json({"folder": str(run.out), **{key: found[key] for key in keys}})
-    else:
-        RESULT.print(tables.before_after(found))
-        RESULT.print(f"report: {run.out / 'report.html'}")
+    show("\nExamples:")
+    for command in commands:
+        for line in command.examples:
+            show(f"  {line}")
 
 
 def print_json(value: Any) -> None:
     """The result as one JSON object."""
+    from lethe.system.atomic_files import as_json
+
     sys.stdout.write(as_json(value) + "\n")
+
+
+def listed(lines: Mapping[str, str]) -> Table:
+    """Names, and what each does."""
+    table = Table("", ("name", "what it does"), has_header=False)
+    for name, what in lines.items():
+        table.add(f"  {name}", what)
+    return table

@@ -1,38 +1,26 @@
 """The commands `lethe data check` and `lethe data rank`: what one's own data is worth, before and without a run."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from rich.table import Table
-from rich.text import Text
 from tyro.conf import Positional
 
-from lethe.cli import progress_bars, tables
-from lethe.cli.console import NOTES, RESULT, Json, examples, parse, print_json
-from lethe.data import data_folder
-from lethe.data.data_folder import OwnData
+from lethe import methods
+from lethe.cli import progress_bars
+from lethe.cli.console import Command, Json, note, print_json, show
+from lethe.cli.tables import Table
 from lethe.data.settings import BUILTIN
 from lethe.errors import InvalidValueError, UnknownNameError, UsageError
-from lethe.system import plugins as configs
-from lethe.system.atomic_files import require_place
+from lethe.system.plugins import load, nearest, summary
+
+if TYPE_CHECKING:
+    import lethe.advice.rank_rows
+    import lethe.data.check_data
 
 ROWS = 10
 """Row numbers that a finding lists in the terminal; with --json all."""
-
-
-def data(argv: list[str]) -> None:
-    """Check a folder of own data before a run, or rank its rows by what they do to it."""
-    parts = {"check": check, "rank": rank}
-    if not argv or argv[0] in ("-h", "--help"):
-        RESULT.print("usage: lethe data check|rank DIR\n")
-        RESULT.print(tables.commands(parts))
-        examples("data")
-        return
-    if argv[0] not in parts:
-        hint = configs.nearest(argv[0], parts)
-        raise UnknownNameError(f"there is no 'lethe data {argv[0]}'.{hint}\nThere is lethe data check and data rank.")
-    parse(parts[argv[0]], argv[1:], f"data {argv[0]}", None)
 
 
 def check(
@@ -64,9 +52,9 @@ def check(
     if as_json:
         print_json({**dataclasses.asdict(found), "meaningless": bool(found.stops)})
     else:
-        RESULT.print(_facts(found))
+        show(_facts(found))
         for one in found.findings:
-            RESULT.print(f"{one.level}: {one.where}: {one.what}{_rows(one.rows)}")
+            show(f"{one.level}: {one.where}: {one.what}{_rows(one.rows)}")
     if found.stops:
         places = ", ".join(sorted({stop.where for stop in found.stops}))
         raise UsageError(
@@ -106,10 +94,10 @@ def rank(
         out: Where all rows are written, .json or .csv.
     """
     from lethe.advice import rank_rows
-    from lethe.methods.rmu import RMU
-    from lethe.runs.config import GRADIENT
+    from lethe.data import data_folder
     from lethe.runs.defaults import defaults
     from lethe.runs.workspace import Workspace
+    from lethe.system.atomic_files import require_place
     from lethe.system.machine import explaining_memory, threads
 
     require_place(out, [Path(name).expanduser() for name in (*forget, retain) if name is not None])
@@ -121,12 +109,12 @@ def rank(
     given: dict[str, Any] = {
         "layer": layer, "max_length": None if max_length is None else (max_length,), "device": device, "dtype": dtype,
     }  # fmt: skip
-    _, start = defaults(RMU, model, solver=GRADIENT)
-    config = start.changed(**{key: value for key, value in given.items() if value is not None})
+    changes = {key: value for key, value in given.items() if value is not None}
+    config = defaults(load("rmu", methods), model)[1].changed(**changes)
     sides = [{source: data_folder.read_rows(source, text_field) for source in side} for side in (corpora, (kept,))]
     workspace = Workspace(config.base)
     with (
-        progress_bars.Bars(NOTES) as progress,
+        progress_bars.Bars() as progress,
         explaining_memory(f"with layers 0..{config.layer}.\nLower --layer or --max-length."),
         threads(config.base.threads),
     ):
@@ -143,11 +131,35 @@ def rank(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    RESULT.print(_ranked("retain rows that fight the forget corpora most", found.retain[:top]))
-    RESULT.print()
-    RESULT.print(_ranked("forget rows that are the most generic", found.forget[:top]))
+    show(_ranked("retain rows that fight the forget corpora most", found.retain[:top]))
+    show()
+    show(_ranked("forget rows that are the most generic", found.forget[:top]))
     if found.left_out:
-        NOTES.print(f"{found.left_out} rows that this tokenizer turns into nothing were left out.")
+        note(f"{found.left_out} rows that this tokenizer turns into nothing were left out.")
+
+
+def data(part: str, argv: Sequence[str]) -> tuple[Callable[..., None], Sequence[str]]:
+    """Check a folder of own data before a run, or rank its rows by what they do to it."""
+    if part not in PARTS:
+        raise UnknownNameError(
+            f"there is no 'lethe data {part}'.{nearest(part, PARTS)}\nThere is lethe data check and data rank."
+        )
+    return PARTS[part], argv
+
+
+PARTS: dict[str, Callable[..., None]] = {"check": check, "rank": rank}
+
+
+DATA = Command(
+    run=data,
+    usage="check|rank DIR",
+    words=lambda: {name: summary(part) for name, part in PARTS.items()},
+    examples=(
+        "lethe data check ./my-data --model ./my-model",
+        "lethe data check --forget a.jsonl b.jsonl --retain wiki.txt",
+        "lethe data rank ./my-data --model ./my-model --layer 7 --out rows.csv",
+    ),
+)
 
 
 def _named(
@@ -157,9 +169,11 @@ def _named(
 
     Raises: UsageError if nothing is named; CorpusError.
     """
+    from lethe.data import data_folder
+
     if folder is None and not (forget or retain or questions):
         raise UsageError("no data is named.\nGive a folder, or --forget and --retain.")
-    files = OwnData(folder=Path()) if folder is None else data_folder.find(folder)
+    files = data_folder.OwnData(folder=Path()) if folder is None else data_folder.find(folder)
     return (
         forget or tuple(map(str, files.forget)),
         retain or (None if files.retain is None else str(files.retain)),
@@ -167,25 +181,25 @@ def _named(
     )
 
 
-def _facts(found: Any) -> Table:
-    numeric = ("rows", "characters", "shortest", "median", "longest", "tokens")
-    table = tables.table_of(("corpus", *numeric), numeric)
+def _facts(found: "lethe.data.check_data.DataCheck") -> Table:
+    numbers = ("rows", "characters", "shortest", "median", "longest", "tokens")
+    table = Table("", ("corpus", *numbers), numbers)
     for side, facts in (*(("forget", one) for one in found.forget), ("", found.retain)):
         if facts is not None:
             tokens = "" if facts.tokens is None else str(facts.tokens)
             lengths = (facts.characters, facts.shortest, f"{facts.median:g}", facts.longest)
-            table.add_row(Text(f"{side} {facts.name}".strip()), str(facts.rows), *map(str, lengths), tokens)
+            table.add(f"{side} {facts.name}".strip(), str(facts.rows), *map(str, lengths), tokens)
     for name, count in found.questions.items():
-        table.add_row(f"{name} questions", str(count))
+        table.add(f"{name} questions", str(count))
     return table
 
 
-def _ranked(title: str, rows: Any) -> Table:
+def _ranked(title: str, rows: "Sequence[lethe.advice.rank_rows.RankedRow]") -> Table:
     columns = ("file", "row", "topic", "score", "other side", "its nearest", "own class")
-    table = tables.table_of(columns, {"row", "score", "other side", "own class"}, title=title)
+    table = Table(title, columns, ("row", "score", "other side", "own class"))
     for row in rows:
-        cells = (Text(row.source), str(row.number), Text(row.topic), f"{row.score:.3f}")
-        table.add_row(*cells, f"{row.other:.3f}", Text(row.nearest), f"{row.own:.3f}")
+        cells = (row.source, str(row.number), row.topic, f"{row.score:.3f}")
+        table.add(*cells, f"{row.other:.3f}", row.nearest, f"{row.own:.3f}")
     return table
 
 

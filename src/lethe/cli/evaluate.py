@@ -5,27 +5,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from lethe.__version__ import __version__
-from lethe.cli import progress_bars, tables
-from lethe.cli.console import NOTES, RESULT, Json, print_json
-from lethe.data.exams import Exam
-from lethe.data.hub_exams import find_exam
+from lethe.cli import progress_bars
+from lethe.cli.console import Command, Json, note, print_json, show
+from lethe.cli.tables import Table, by_metric, chance
 from lethe.errors import InvalidValueError, SaveError, UsageError
-from lethe.evaluation.score_cache import ScoreCache, default_folder
-from lethe.system.atomic_files import require_place, write_json, write_private
+
+if TYPE_CHECKING:
+    import lethe.evaluation.score_cache
 
 UNUSED_BY_SUITE = (
     "forget", "retain", "text_field", "forget_questions", "adjacent_questions", "retain_questions", "split", "keywords",
 )  # fmt: skip
 """Flags of sets that a suite brings itself."""
-
-
-BATCH_SIZE = 8
-"""Rows of a batch of the harness, unless the user says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,107 +125,95 @@ def evaluate(
     """
     _check(sets, tests, kept)
     named = _given(sets)
-    wants_sets = bool(named.keys() - {"limit", "scoring"}) or not (tests.exam or tests.harness)
-    exam = _exam(tests, sets.limit) if tests.exam else None
 
-    from lethe.evaluation import measure_target as measuring
-    from lethe.runs.model_or_run import Target
-    from lethe.system.machine import describe, explaining_memory
+    from lethe.runs import evaluate as measuring
+    from lethe.system.atomic_files import write_json, write_private
 
-    with (
-        progress_bars.Bars(NOTES) as progress,
-        explaining_memory(f"with {target} loaded whole.\nPass --dtype bfloat16."),
-    ):
-        folder = None if kept.no_cache else kept.cache or default_folder()
-        try:
-            cache = ScoreCache(folder, progress.warn)
-        except SaveError:
-            if kept.cache is not None:
-                raise
-            progress.warn(f"{folder} cannot be written, so scores are not kept; name another folder with --cache.")
-            cache = ScoreCache(None, progress.warn)
-        given = {key: value for key, value in named.items() if key not in ("suite", "retain_only")}
-        given |= {"device": device, "dtype": dtype}
-        subject = Target(
-            target, given, suite=sets.suite, chat=bool(sets.suite) and tests.chat, retain_only=sets.retain_only
+    with progress_bars.Bars() as progress:
+        cache = _cache(kept, progress)
+        asked = {**named, **_given(tests), "harness": _tasks(tests), "device": device, "dtype": dtype}
+        found = measuring.evaluate(
+            target, **asked, cache=cache, keep_text=kept.keep_text is not None, progress=progress
         )
-        found = measuring.Found()
-        about: dict[str, Any] = {}
-        texts: list[dict[str, Any]] = []
-        asked = subject.sets() if wants_sets else ()
-        metrics = subject.metrics(asked, tests.metrics) if asked else {}
-        if exam is not None:
-            style = measuring.Style(shots=tests.shots or 0, scoring=sets.scoring or "letter", chat=tests.chat)
-            marks = measuring.sit_exam(subject.model, exam, style, cache, progress)
-            about["exam"] = measuring.letters(marks)
-            other = None
-            if tests.shuffle is not None:
-                other = measuring.sit_exam(
-                    subject.model, measuring.shuffled_exam(exam, tests.shuffle), style, cache, progress
-                )
-                about["exam_shuffled"] = measuring.letters(other)
-            found |= measuring.exam_scores(marks, other)
-            texts += measuring.exam_texts(marks) if kept.keep_text else []
-        missing = measuring.not_measured(
-            asked, retain_only=sets.retain_only is not None, nli=subject.config.evaluation.nli is not None
-        )
-        if asked:
-            found |= measuring.measure_sets(
-                subject.model, asked, metrics, cache, progress, samples=subject.samples, seed=subject.seed
-            )
-            texts += measuring.set_texts(subject.model.loaded, asked) if kept.keep_text else []
-        if tests.harness:
-            found |= measuring.run_tasks(
-                subject.model,
-                _tasks(tests),
-                cache,
-                progress,
-                include=tests.include,
-                batch_size=tests.batch_size or BATCH_SIZE,
-                shots=tests.shots,
-                limit=sets.limit,
-                chat=tests.chat,
-            )
     if cache.reused:
-        NOTES.print(
+        note(
             f"measured before: {cache.reused}/{cache.asked} parts, read from {cache.folder} (--no-cache measures again)"
         )
-    if missing:
-        needs = (f"{name} (needs {flags})" for name, flags in missing.items())
-        NOTES.print(f"not measured: {', '.join(needs)}")
+    if found.not_measured:
+        needs = (f"{name} (needs {flags})" for name, flags in found.not_measured.items())
+        note(f"not measured: {', '.join(needs)}")
     summary = {
         "lethe": __version__,
         "model": target,
-        "scores": {name: scores.summary() for name, scores in found.scores.items()},
-        "not_measured": missing,
-        **about,
+        "scores": {name: one.summary() for name, one in found.scores.items()},
+        "not_measured": found.not_measured,
+        **found.about,
     }
     if kept.out is not None:
         written = {
             **summary,
-            "per_example": {name: scores.per_example for name, scores in found.scores.items()},
+            "per_example": {name: one.per_example for name, one in found.scores.items()},
             "measured_on": found.measured_on,
             "settings": {**named, **_given(tests)},
-            # Without a cache no file is hashed.
-            "weights": {name: value or None for name, value in subject.model.identity(cache).items()},
-            "environment": describe(subject.model.device),
+            "weights": found.weights,
+            "environment": found.environment,
         }
         write_json(kept.out, written)
     if kept.keep_text is not None:
-        NOTES.print(f"prompts and answers: {write_private(kept.keep_text, texts)} (only you can read it)")
+        note(f"prompts and answers: {write_private(kept.keep_text, found.texts)} (only you can read it)")
     if as_json:
         print_json(summary)
         return
-    RESULT.print(tables.scores(found.scores))
-    for name, facts in about.items():
+    show(_scores(found.scores))
+    for name, facts in found.about.items():
         for line in _about_letters(name.replace("_", " "), facts):
-            RESULT.print(line)
+            show(line)
     if kept.out is not None:
-        RESULT.print(f"scores: {kept.out}")
+        show(f"scores: {kept.out}")
+
+
+EVAL = Command(
+    run=evaluate,
+    examples=(
+        "lethe eval builtin --split dev",
+        "lethe eval runs/a",
+        "lethe eval ./my-model --retain-questions mine.jsonl",
+        "lethe eval runs/a --exam ./mmlu --shots 5 --shuffle 0 --out mmlu.json",
+        "lethe eval runs/a --harness wmdp,mmlu --batch-size 16",
+        "lethe eval runs/a --suite tofu:forget05 --data ./tofu --retain-only ./retain95",
+    ),
+)
+
+
+def _scores(scores: "Mapping[str, lethe.types.Scores]") -> Table:
+    """Scores of one model."""
+    from lethe.report.words import metric_and_set, with_error
+
+    table = Table("", ("metric", "set", "value", "n", "chance"), ("value", "n", "chance"))
+    for name, score in by_metric(scores).items():
+        metric, data = metric_and_set(name)
+        table.add(metric, data, with_error(score), str(score.n), chance(score))
+    return table
+
+
+def _cache(kept: _Kept, progress: progress_bars.Bars) -> "lethe.evaluation.score_cache.ScoreCache":
+    """Where scores are kept; a default place that cannot be written costs a warning."""
+    from lethe.evaluation.score_cache import ScoreCache, default_folder
+
+    folder = None if kept.no_cache else kept.cache or default_folder()
+    try:
+        return ScoreCache(folder, progress.warn)
+    except SaveError:
+        if kept.cache is not None:
+            raise
+        progress.warn(f"{folder} cannot be written, so scores are not kept; name another folder with --cache.")
+        return ScoreCache(None, progress.warn)
 
 
 def _check(sets: _Sets, tests: _Tests, kept: _Kept) -> None:
     """Raises: UsageError for a flag that would do nothing, or a file that cannot be written; InvalidValueError."""
+    from lethe.system.atomic_files import require_place
+
     if tests.exam is not None and not tests.exam.strip():
         raise UsageError("--exam names nothing.\nGive a file, a folder or a hub dataset.")
     if tests.harness and not _tasks(tests):
@@ -269,15 +253,6 @@ def _check(sets: _Sets, tests: _Tests, kept: _Kept) -> None:
     require_place(kept.keep_text, [*inputs, *([] if kept.out is None else [kept.out])])
     if kept.out is not None and kept.out == kept.keep_text:
         raise UsageError(f"--out and --keep-text both name {kept.out}.\nName two files.")
-
-
-def _exam(tests: _Tests, limit: int | None) -> Exam:
-    exam = find_exam(str(tests.exam))
-    exam = exam.only(tests.subjects) if tests.subjects else exam
-    if limit is None:
-        return exam
-    few = (question for name in exam.subjects for question in exam.only([name]).questions[:limit])
-    return dataclasses.replace(exam, questions=tuple(few))
 
 
 def _tasks(tests: _Tests) -> tuple[str, ...]:

@@ -1,14 +1,18 @@
 """Commands on files that runs leave: reports, patches and model folders."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from lethe.cli import tables
-from lethe.cli.console import RESULT, Json, print_json
+from lethe.cli.console import Command, Json, print_json, show
+from lethe.cli.tables import Table
 from lethe.errors import UsageError
-from lethe.runs import config_file as configs
+
+if TYPE_CHECKING:
+    import lethe.model.diff
 
 
 def report(runs: Positional[tuple[Path, ...]], out: Path = Path("runs/compare.html")) -> None:
@@ -22,7 +26,10 @@ def report(runs: Positional[tuple[Path, ...]], out: Path = Path("runs/compare.ht
 
     if not runs:
         raise UsageError("no run was named.\nName one or more run folders: lethe report runs/a runs/b")
-    RESULT.print(str(write_report(runs[0]) if len(runs) == 1 else compare(runs, out)))
+    show(str(write_report(runs[0]) if len(runs) == 1 else compare(runs, out)))
+
+
+REPORT = Command(run=report, examples=("lethe report runs/a", "lethe report runs/a runs/b --out runs/compare.html"))
 
 
 def export(run: Positional[Path], to: Path) -> None:
@@ -33,12 +40,16 @@ def export(run: Positional[Path], to: Path) -> None:
         to: A new folder.
     """
     from lethe.model.patch import Patch
+    from lethe.runs.config_file import read_run_config
     from lethe.runs.run_folder import RunFolder
 
     folder = RunFolder(run)
     folder.require_patch()
-    settings = configs.read_run_config(folder.config)
-    RESULT.print(str(Patch.load(folder.patch).export(_source(settings.base.model, settings.base.revision), to)))
+    settings = read_run_config(folder.config)
+    show(str(Patch.load(folder.patch).export(_source(settings.base.model, settings.base.revision), to)))
+
+
+EXPORT = Command(run=export, examples=("lethe export runs/a --to ./edited-model",))
 
 
 def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: str | None = None) -> None:
@@ -52,7 +63,10 @@ def apply(patch: Positional[Path], model: Positional[str], to: Path, revision: s
     """
     from lethe.model.patch import Patch
 
-    RESULT.print(str(Patch.load(patch).export(_source(model, revision), to)))
+    show(str(Patch.load(patch).export(_source(model, revision), to)))
+
+
+APPLY = Command(run=apply, examples=("lethe apply runs/a/patch.safetensors ./my-model --to ./edited-model",))
 
 
 def revert(edited: Positional[Path], to: Path) -> None:
@@ -64,7 +78,10 @@ def revert(edited: Positional[Path], to: Path) -> None:
     """
     from lethe.model.patch import revert
 
-    RESULT.print(str(revert(edited, to)))
+    show(str(revert(edited, to)))
+
+
+REVERT = Command(run=revert, examples=("lethe revert ./edited-model --to ./my-model-again",))
 
 
 def diff(base: Positional[str], other: Positional[str], as_json: Json = False) -> None:
@@ -80,7 +97,30 @@ def diff(base: Positional[str], other: Positional[str], as_json: Json = False) -
     if as_json:
         print_json({"differences": [dataclasses.asdict(row) for row in found]})
     else:
-        RESULT.print(tables.differences(found))
+        show(_differences(found))
+
+
+DIFF = Command(run=diff, examples=("lethe diff ./my-model ./edited-model",))
+
+
+def _differences(rows: "Sequence[lethe.model.diff.TensorDiff]") -> Table:
+    table = Table(
+        "",
+        ("tensor", "layer", "kind", "relative norm", "effective rank", "shape"),
+        ("layer", "relative norm", "effective rank"),
+    )
+    for row in rows:
+        table.add(
+            row.name,
+            "" if row.layer is None else str(row.layer),
+            row.kind,
+            "" if row.relative_norm is None else f"{row.relative_norm:.3g}",
+            "" if row.effective_rank is None else f"{row.effective_rank:.1f}",
+            " x ".join(map(str, row.shape)),
+        )
+    if not rows:
+        table.caption = "No tensor differs."
+    return table
 
 
 def _source(model: str, revision: str | None) -> Path:

@@ -2,20 +2,19 @@
 
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Column
-from rich.text import Text
-
+from lethe.cli.console import terminal
 from lethe.system.progress import Progress
 
 
 class Bars(Progress):
-    """Progress bars on a console, one a phase."""
+    """Progress bars on stderr, one a phase."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+        from rich.table import Column
+
+        self.console = terminal(errors=True)
         self.bars = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=16),
@@ -23,7 +22,7 @@ class Bars(Progress):
             TimeRemainingColumn(compact=True),
             # The note gives way where the terminal is narrow.
             TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-            console=console,
+            console=self.console,
             expand=True,
         )
         self.task: Any = None
@@ -46,4 +45,6 @@ class Bars(Progress):
 
     def warn(self, text: str) -> None:
         """A line above the bars."""
+        from rich.text import Text
+
         self.console.print(Text.assemble(("warning:", "yellow"), f" {text}"))

@@ -1,23 +1,20 @@
 """The command `lethe sweep`: a grid of runs that share their work, and the one that a stated rule chooses."""
 
-import dataclasses
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from lethe.cli import progress_bars, tables
-from lethe.cli.console import NOTES, RESULT, Json, examples, print_json, require_method
-from lethe.cli.run_flags import parse_run, value_of
-from lethe.data.settings import BUILTIN
-from lethe.runs import config_file as configs
-from lethe.runs.defaults import defaults
-from lethe.sweeps import outcomes
-from lethe.sweeps.grid import parse as parse_grid
-from lethe.sweeps.outcomes import KEPT
-from lethe.system.machine import explaining_memory
+from lethe.cli import progress_bars
+from lethe.cli.console import Command, Json, note, print_json, show
+from lethe.cli.unlearn import UNLEARN, RunFlags, form, starting_point, with_behaviour
+from lethe.errors import UsageError
+from lethe.sweeps.settings import KEPT
+from lethe.system.plugins import name_of
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Settings:
     """The sweep."""
 
@@ -54,47 +51,68 @@ class _Settings:
     is kept."""
 
 
-def sweep(argv: list[str]) -> None:
-    """Run a grid of settings on one model, sharing what runs have in common, and choose one by a stated rule."""
-    if not argv or argv[0] in ("-h", "--help"):
-        RESULT.print("usage: lethe sweep METHOD --grid KEY=V,V,... [KEY=V,V,...] --seeds 0 1 2 --out DIR [run flags]\n")
-        RESULT.print(f"{sweep.__doc__}\n")
-        RESULT.print(tables.methods())
-        RESULT.print("All settings: lethe sweep METHOD --help")
-        examples("sweep")
-        return
-    require_method("sweep", argv)
-    kind = configs.method_class(argv[0])
-    method, run = defaults(kind, value_of("--model", argv) or BUILTIN, solver=value_of("--solver", argv))
-    chosen, method, run = parse_run(
-        "sweep",
-        method,
-        run.changed(out=Path("runs/sweep")),
-        argv[1:],
-        ("sweep", _Settings, _Settings()),
-        ("as_json", Json, False),
-    )
-    from lethe.sweeps.cells import describe
-    from lethe.sweeps.page import table, write_page
-    from lethe.sweeps.spec import Sweep
-    from lethe.sweeps.sweep import sweep as run_sweep
+@dataclass(frozen=True, kw_only=True)
+class _Sweep(RunFlags):
+    """The flags of `lethe sweep`; for each method a form derives from them, which knows the method's settings."""
 
-    own = {field.name: getattr(chosen.sweep, field.name) for field in dataclasses.fields(_Settings)}
-    axes, floor = parse_grid(own.pop("grid"), method, run), own.pop("keep")
-    spec = Sweep(method=method, config=run, axes=axes, floor=floor, out=run.out, **own)
-    with (
-        progress_bars.Bars(NOTES) as progress,
-        explaining_memory("with the whole model and its recordings.\nPass --cache disk, or a smaller --batch-size."),
-    ):
-        found = run_sweep(
-            spec,
-            command=shlex.join(["lethe", "sweep", *argv]),
-            progress=progress,
-            on_plan=lambda plan: NOTES.print(describe(plan)),
-        )
-    path = write_page(found, spec.out)
-    if chosen.as_json:
-        print_json({"folder": str(spec.out), **outcomes.as_dict(found)})
-    else:
-        RESULT.print(table(found))
-        RESULT.print(f"report: {path}")
+    sweep: _Settings = _Settings()
+    method: Any
+    as_json: Json = False
+
+    line: ClassVar[str] = ""
+    """The command as it was typed."""
+
+    def __call__(self) -> None:
+        """Run the sweep, and show what was chosen."""
+        from lethe.sweeps import outcomes
+        from lethe.sweeps.cells import describe
+        from lethe.sweeps.grid import parse as parse_grid
+        from lethe.sweeps.page import table, write_page
+        from lethe.sweeps.spec import Sweep
+        from lethe.sweeps.sweep import sweep as run_sweep
+        from lethe.system.machine import explaining_memory
+
+        if self.sweep.engine == "ray" and type(self.method).__module__.endswith(".py"):
+            raise UsageError(
+                f"Ray's workers cannot import {name_of(type(self.method))}.\nPass --engine local, or make the method "
+                "a file of src/lethe/methods on every machine."
+            )
+        method, run = with_behaviour(self.method), self.run
+        own = {field.name: getattr(self.sweep, field.name) for field in fields(_Settings)}
+        axes, floor = parse_grid(own.pop("grid"), method, run), own.pop("keep")
+        spec = Sweep(method=method, config=run, axes=axes, floor=floor, out=run.out, **own)
+        with (
+            progress_bars.Bars() as progress,
+            explaining_memory(
+                "with the whole model and its recordings.\nPass --cache disk, or a smaller --batch-size."
+            ),
+        ):
+            found = run_sweep(spec, command=self.line, progress=progress, on_plan=lambda plan: note(describe(plan)))
+        path = write_page(found, spec.out)
+        if self.as_json:
+            print_json({"folder": str(spec.out), **outcomes.as_dict(found)})
+        else:
+            show(table(found))
+            show(f"report: {path}")
+
+
+def sweep(method: str, argv: Sequence[str]) -> tuple[type[_Sweep], list[str]]:
+    """Run a grid of settings on one model, sharing what runs have in common, and choose one by a stated rule."""
+    own, run, rest = starting_point("sweep", method, argv)
+    line = shlex.join(["lethe", "sweep", method, *argv])
+    return form(_Sweep, own, run.changed(out=Path("runs/sweep")), line), rest
+
+
+SWEEP = Command(
+    run=sweep,
+    usage="METHOD --grid KEY=V,V,... [KEY=V,V,...] --seeds 0 1 2 --out DIR [run flags]",
+    words=UNLEARN.words,
+    about="All settings: lethe sweep METHOD --help",
+    examples=(
+        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --seeds 0 1 2 --out runs/sweep",
+        "lethe sweep rmu --model ./my-model --forget a.jsonl --retain r.txt --grid layer=7,11 steering_coeff=20,50",
+        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=1,2,3,5,8,10 --halving --out runs/halved",
+        "lethe sweep adaptive-rmu --grid layer=3..9 beta=1..10 --engine optuna --trials 40 --out runs/searched",
+        "lethe sweep adaptive-rmu --grid layer=3,5,7 beta=2,3,5 --engine ray --workers 2 --out runs/on-ray",
+    ),
+)

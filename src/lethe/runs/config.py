@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lethe import solvers
 from lethe.data.settings import Batching, DataSettings
 from lethe.errors import InvalidLayerError, InvalidValueError, UnknownNameError, check_choices
 from lethe.evaluation.settings import EvalSettings
 from lethe.model.settings import ModelSettings
-from lethe.system.plugins import discover, kebab, nearest
+from lethe.system.plugins import load, name_of, nearest
 
 if TYPE_CHECKING:
     from lethe.solvers.protocol import Solver
@@ -136,7 +137,7 @@ class RunConfig(RunSettings):
     @property
     def solver_name(self) -> str:
         """The name that the solver goes by at the command line and in files."""
-        return kebab(type(self.solver).__name__)
+        return name_of(type(self.solver))
 
     @property
     def trained_layers(self) -> tuple[int, ...]:
@@ -155,20 +156,15 @@ def solver_of(name: str, settings: Mapping[str, Any]) -> "Solver":
 
     Raises: UnknownNameError for a solver, or a setting of it, that does not exist; what the solver raises.
     """
-    # Solvers need torch, which reading settings does not.
-    from lethe import solvers
-
-    known = discover(solvers)
-    if name not in known:
-        raise InvalidValueError(f"'solver' must be one of {', '.join(known)}. Got {name}.")
-    fields = [field.name for field in dataclasses.fields(known[name])]
+    kind = load(name, solvers)
+    fields = [field.name for field in dataclasses.fields(kind)]
     for key in settings:
         if key not in fields:
             raise UnknownNameError(
                 f"the solver '{name}' has no setting '{key}'.{nearest(key, fields)}\n"
                 f"It has {', '.join(fields) or 'none'}. See `lethe ls solvers`."
             )
-    return known[name](**settings)
+    return kind(**settings)
 
 
 def _common(name: str, solver: "Solver") -> dict[str, Any]:

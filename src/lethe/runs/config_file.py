@@ -12,27 +12,21 @@ from lethe.__version__ import __version__
 from lethe.errors import RunFolderError, UnknownNameError, first_line
 from lethe.methods.protocol import Method
 from lethe.runs.config import GRADIENT, SECTIONS, RunConfig, RunSettings, solver_of
-from lethe.system.plugins import discover, kebab, nearest
+from lethe.system.plugins import IN_FILE, catalogue, kebab, load, name_of, nearest
 from lethe.types import RUN_FORMAT
 
 
 def method_name(method: Method) -> str:
     """The name a method goes by at the command line and in files."""
-    return kebab(type(method).__name__)
+    return name_of(type(method))
 
 
 def method_class(name: str) -> type[Method]:
-    """The class behind a method's name.
+    """The class behind a method's name, or `path/to/file.py:Class`, whose file is run.
 
-    Raises: UnknownNameError, offering the nearest name.
+    Raises: UnknownNameError, offering the nearest name; UsageError for a file that fails or holds no such method.
     """
-    known = discover(methods)
-    name = name.replace("_", "-").lower()
-    if name not in known:
-        raise UnknownNameError(
-            f"there is no method '{name}'.{nearest(name, known)}\nMethods: {', '.join(known)}. See `lethe ls methods`."
-        )
-    return known[name]
+    return load(name, methods)
 
 
 def as_run(method: Method, config: RunConfig) -> Method:
@@ -59,14 +53,21 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return _plain(config.settings())
 
 
-def read_config(path: Path) -> tuple[Method, RunConfig]:
-    """Method and config from a config.yaml.
+def read_config(path: Path, *, kind: type[Method] | None = None) -> tuple[Method, RunConfig]:
+    """Method and config from a config.yaml; `kind` is the method's class, where that is in a file of somebody's own.
 
-    Raises: RunFolderError for a file that is missing, broken, of a newer version, or has an unknown key.
+    Raises: RunFolderError for a file that is missing, broken, of a newer version, or has an unknown key;
+    UnknownNameError for a method that is none, or in a file that only the config names.
     """
     content = _content(path)
     settings = {key: value for key, value in content["method"].items() if key != "name"}
-    return _build(method_class(str(content["method"]["name"])), settings, path), read_run_config(path)
+    name = str(content["method"]["name"])
+    if kind is None and IN_FILE.fullmatch(name):
+        raise UnknownNameError(
+            f"{path} names a method in a file of its own, {name}, and a config alone never makes Lethe run a file.\n"
+            f"If you trust that file, name it: lethe unlearn {path} --method {name}"
+        )
+    return _build(kind or method_class(name), settings, path), read_run_config(path)
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -112,7 +113,7 @@ def reads(path: Path) -> str:
 
     Raises: RunFolderError, as `read_config`.
     """
-    kind = discover(methods).get(str(_content(path)["method"]["name"]))
+    kind = catalogue(methods).get(str(_content(path)["method"]["name"]))
     return kind.reads if kind is not None else Method.reads  # type: ignore[attr-defined]
 
 

@@ -1,6 +1,7 @@
 """What `lethe eval` is pointed at: a model, or the edited model of a run; its weights are loaded when first needed."""
 
 import dataclasses
+import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from lethe import suites
 from lethe.data import data_folder, prompts
 from lethe.data.batches import Corpora
 from lethe.data.exams import NO_TEMPLATE
 from lethe.data.settings import BUILTIN
 from lethe.data.text_files import did_you_mean
-from lethe.errors import InvalidValueError, ModelError, UnknownNameError, UsageError
+from lethe.errors import InvalidValueError, ModelError, UsageError
 from lethe.evaluation import eval_sets
 from lethe.evaluation.lazy_model import LazyModel
 from lethe.evaluation.measure import Metrics, metrics_of
@@ -24,7 +26,7 @@ from lethe.runs.config import RunConfig
 from lethe.runs.config_file import read_run_config, reads
 from lethe.runs.run_folder import RunFolder
 from lethe.runs.workspace import Workspace
-from lethe.system.plugins import discover, nearest
+from lethe.system.plugins import load
 from lethe.types import EvalSet
 
 
@@ -173,20 +175,17 @@ def _suite_sets(
     name: str, folder: Path | None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[EvalSet, ...]:
     """The sets of `suite` or `suite:split`, read from a folder; in the chat template of a tokenizer that is given."""
-    from lethe import suites
-
-    word, _, split = name.lower().partition(":")
-    known = discover(suites)
-    if word not in known:
-        raise UnknownNameError(f"there is no suite '{word}'.{nearest(word, known)}\nSuites: {', '.join(known)}.")
-    settings = {"split": split} if split else {}
+    # In `path/to/file.py:Class:split` the first colon is the class's.
+    file, word, split = re.fullmatch(r"(.+\.py:)?([^:]*):?(.*)", name).groups()  # type: ignore[union-attr]
+    kind: Any = load(f"{file or ''}{word}", suites)
+    settings = {"split": split if file else split.lower()} if split else {}
     if tokenizer is not None:
-        if "template" not in {one.name for one in dataclasses.fields(known[word])}:
+        if "template" not in {one.name for one in dataclasses.fields(kind)}:
             raise UsageError(f"--suite {word} is put in its own form, after solved examples.\nLeave --chat out.")
         if not tokenizer.chat_template:
             raise UsageError(NO_TEMPLATE)
         settings["template"] = "{question}"
-    suite: Any = known[word](**settings)
+    suite = kind(**settings)
     if folder is None:
         raise InvalidValueError(f"--suite {name} needs the folder of its files.\nPass --data DIR.")
     folder = folder.expanduser()

@@ -3,6 +3,7 @@
 They are found by name. Their data is read from local files and stays with its owners: nothing of it is part of Lethe.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -37,6 +38,10 @@ class SuiteWithModel(Suite, Protocol):
     """Folder of the model."""
     refusals: ClassVar[tuple[str, ...]]
     """How that model declines."""
+    suits: ClassVar[Mapping[str, Any]]
+    """Settings of a run that suit the model, by field, written out: the command line starts from them."""
+    suits_methods: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """The same by method, by field of the method or of a run; after those of all runs."""
 
     def sets(self, folder: Path | None = None) -> tuple[EvalSet, ...]:
         """What the model is measured on; no folder is read."""
@@ -54,10 +59,6 @@ class SuiteWithModel(Suite, Protocol):
 
         Raises: CorpusError for a topic that there is not.
         """
-        ...
-
-    def settings(self, method: str = "") -> dict[str, Any]:
-        """What suits the model, by field of the method of this name, or of a run."""
         ...
 
 

@@ -16,10 +16,6 @@ from lethe.runs.config_file import method_name
 from lethe.sweeps.grid import Cell
 from lethe.types import RUN_FORMAT, Scores
 
-KEPT = 0.97
-"""Share of the base's retain score that a cell must keep to be chosen."""
-
-
 METRICS = ("multiple_choice", "exact_match", "perplexity")
 """What cells are compared by: the first of these that every cell has on forget and retain."""
 

@@ -11,7 +11,7 @@ from lethe.methods.protocol import Method
 from lethe.runs import config_file as configs
 from lethe.runs.config import RunConfig
 from lethe.sweeps.grid import Axes, Cell, Range, cells
-from lethe.sweeps.outcomes import KEPT
+from lethe.sweeps.settings import KEPT
 from lethe.types import RUN_FORMAT
 
 Place = Literal["auto", "ram", "disk", "none"]

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from lethe import LoadedModel, RunConfig, load_model, load_tokenizer, metrics
+from lethe import LoadedModel, RunConfig, evaluate, load_model, load_tokenizer, metrics
 from lethe.cli import main
 from lethe.data.exams import Exam, ExamQuestion, read_exam
 from lethe.data.hub_exams import GROUPS, find_exam, groups_of
@@ -405,7 +406,7 @@ class Stub:
 
 
 def test_a_suite_brings_its_own_sets(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "discover", lambda folder: {"stub": Stub})
+    monkeypatch.setattr(targets, "load", lambda name, shelf: Stub)
     Path("somewhere").mkdir(exist_ok=True)
     given = {"data": Path("somewhere"), "limit": 1, "holdout": Path("unseen.txt"), "nli": Path("tiny"), "samples": 2}
     forget, facts = Target("tiny", given, suite="stub:whole").sets()
@@ -581,3 +582,27 @@ def test_a_cache_entry_gives_back_the_same_scores() -> None:
     (back,) = measure_target._as_scores(rows).values()
     assert repr(back) == repr(score)
     assert ScoreCache(None, pytest.fail).once({}, lambda: rows) is rows
+
+
+# From Python
+
+
+def test_what_the_command_prints_python_returns(lethe: Lethe) -> None:
+    questions = Path("asked.jsonl")
+    found = evaluate("run", forget_questions=questions, exam="exam", subjects=["anatomy"], shuffle=3, limit=2)
+    words = "eval run --forget-questions asked.jsonl --exam exam --subjects anatomy --shuffle 3 --limit 2 --json"
+    printed = json.loads(lethe(words)[0])
+    assert {"exam_accuracy/all", "exam_accuracy_shuffled/all", "exact_match/forget"} <= found.scores.keys()
+    assert found.scores.keys() == printed["scores"].keys()
+    for name, one in found.scores.items():
+        if math.isfinite(one.value):
+            assert (one.value, one.n) == (printed["scores"][name]["value"], printed["scores"][name]["n"]), name
+        else:
+            assert printed["scores"][name]["value"] is None, name
+    assert found.not_measured == printed["not_measured"]
+    assert json.loads(json.dumps(found.about)) == {name: printed[name] for name in ("exam", "exam_shuffled")}
+    assert found.measured_on.keys() <= found.scores.keys()
+    assert found.texts == ()
+    asked = evaluate("tiny", forget_questions=questions, keep_text=True)
+    assert SECRET in json.dumps(asked.texts)
+    assert SECRET not in repr(asked)
