@@ -63,7 +63,7 @@ def _check_own(out: Path, path: Path, about: dict[str, Any]) -> None:
 def _differing(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
     for name in sorted({*found, *wanted} - {"lethe"}):
         was, now = found.get(name), wanted.get(name)
-        if name in ("method", "run") and isinstance(was, dict) and isinstance(now, dict):
+        if name != "grid" and isinstance(was, dict) and isinstance(now, dict):
             yield from _differing(was, now)
         elif was != now:
             there, here = ("not set" if value is None else value for value in (was, now))

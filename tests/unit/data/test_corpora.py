@@ -11,8 +11,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lethe.data.batches import Schedule, batches, encode_rows, schedule
+from lethe.data.batches import Schedule, batches, encode_rows
 from lethe.data.corpora import check_overlap, read_texts
+from lethe.data.settings import Batching
+from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError, EmptyBatchError, InvalidValueError
 from lethe.types import Batch
 
@@ -441,19 +443,18 @@ def test_a_batch_without_a_counted_token_is_refused(tokenizer: Any) -> None:
 # The schedule of a run
 
 
-def plan(forget: dict[str, list[str]], retain: list[str], *, seed: int = 0, **changes: Any) -> Schedule:
-    settings: dict[str, Any] = {
-        "steps": 4,
-        "batch_size": 2,
-        "epochs": 1,
-        "max_lengths": [8] * (len(forget) + 1),
-        "chunk": False,
-        "count": "no-bos",
-        "padding_side": "right",
-        "shuffle": True,
-    }
-    rng = torch.Generator().manual_seed(seed)
-    return schedule(forget, retain, tiny_tokenizer(), **(settings | changes), rng=rng)
+def plan(
+    forget: dict[str, list[str]],
+    retain: list[str],
+    *,
+    seed: int = 0,
+    steps: int = 4,
+    accumulate: int = 1,
+    **changes: Any,
+) -> Schedule:
+    corpora = TextCorpora(forget=forget, retain=retain, tokenizer=tiny_tokenizer())
+    batching = Batching(**{"batch_size": 2, "max_length": (8,), **changes})
+    return corpora.schedule(batching, torch.Generator().manual_seed(seed), steps=steps, accumulate=accumulate)
 
 
 def words(start: int, n: int) -> list[str]:
@@ -500,14 +501,14 @@ def test_the_generator_decides_the_order() -> None:
 
 def test_each_topic_and_the_retain_corpus_have_their_own_length() -> None:
     texts = [" ".join(words(0, 50))] * 8
-    found = plan({"a": texts, "b": texts}, texts, max_lengths=[5, 7, 3])
+    found = plan({"a": texts, "b": texts}, texts, max_length=(5, 7, 3))
     widths = [tuple(batch.input_ids.shape[1] for batch in found.at(step)[1:]) for step in range(2)]
     assert widths == [(5, 3), (7, 3)]
 
 
 def test_chunks_are_shuffled_after_cutting() -> None:
     texts = [" ".join(words(0, 20)), " ".join(words(20, 20))]
-    found = plan({"a": texts}, texts, chunk=True, max_lengths=[5, 5], steps=5)
+    found = plan({"a": texts}, texts, chunk=True, max_length=(5, 5), steps=5)
     rows = [row for _, forget, _ in all_rows(found) for row in forget]
     assert sorted(rows) == [[1, *range(i, i + 4)] for i in range(3, 43, 4)]
     assert rows != sorted(rows)
@@ -572,7 +573,7 @@ def test_a_short_corpus_says_what_it_has_what_is_needed_and_what_to_pass(case: s
         plan(**(settings | {"epochs": int(epochs[1])}))
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "epochs"])
+@pytest.mark.parametrize("name", ["steps", "accumulate", "batch_size", "epochs"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(InvalidValueError, match=f"^'{name}' must be at least 1. Got 0.$"):
         plan({"a": words(0, 9)}, words(0, 9), **{name: 0})
@@ -582,26 +583,12 @@ def test_topics_and_lengths_must_match() -> None:
     with pytest.raises(InvalidValueError, match=r"^'topics' must be at least 1. Got 0.$"):
         plan({}, words(0, 9))
     with pytest.raises(InvalidValueError) as caught:
-        plan({"a": words(0, 9)}, words(0, 9), max_lengths=[8])
-    assert str(caught.value) == (
-        "'max_lengths' must have 2 entries, one for each topic and one for the retain corpus. Got 1."
-    )
+        plan({"a": words(0, 9)}, words(0, 9), max_length=(8, 8, 8, 8))
+    assert str(caught.value) == ("'max_length' needs one number, or 2 for 1 topic and the retain corpus. Got 4.")
 
 
 def test_an_empty_batch_names_its_corpus() -> None:
-    tokenizer = tiny_tokenizer("$A")
+    corpora = TextCorpora(forget={"a": words(0, 2)}, retain=["<s>", "<s>"], tokenizer=tiny_tokenizer("$A"))
+    batching = Batching(batch_size=2, max_length=(4,), padding_side="left", shuffle=False)
     with pytest.raises(EmptyBatchError, match=r"^retain corpus: no token counts in batch 1"):
-        schedule(
-            {"a": words(0, 2)},
-            ["<s>", "<s>"],
-            tokenizer,
-            steps=1,
-            batch_size=2,
-            epochs=1,
-            max_lengths=[4, 4],
-            chunk=False,
-            count="no-bos",
-            padding_side="left",
-            shuffle=False,
-            rng=torch.Generator(),
-        )
+        corpora.schedule(batching, torch.Generator(), steps=1)

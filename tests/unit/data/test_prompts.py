@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lethe import load_tokenizer, types
-from lethe.data import batches, prompts, unanswerable
+from lethe.data import prompt_corpora, prompts, unanswerable
 from lethe.data.prompts import Prompts
 from lethe.errors import CorpusError
 from lethe.suites import world
@@ -94,7 +94,9 @@ def test_which_tokens_of_a_forget_prompt_count(tokenizer: Any) -> None:
     forget, retain = asked("Q: What is the home of Skarn? A:"), asked("Q: What is the colour of Skarn? A:")
 
     def counted(positions: Any, kept: tuple[Question, ...] = retain) -> str:
-        (batch,) = batches.forget_batches(forget, kept, tokenizer, positions=positions, batch_size=4, max_length=64)
+        (batch,) = prompt_corpora.forget_batches(
+            forget, kept, tokenizer, positions=positions, batch_size=4, max_length=64
+        )
         return tokenizer.decode(batch.input_ids[batch.mask]).strip()
 
     whole = tokenizer.decode(tokenizer(forget[0].prompt)["input_ids"]).strip()
@@ -108,7 +110,7 @@ def test_which_tokens_of_a_forget_prompt_count(tokenizer: Any) -> None:
 
 
 def test_a_long_prompt_keeps_its_end(tokenizer: Any) -> None:
-    (batch,) = batches.forget_batches(
+    (batch,) = prompt_corpora.forget_batches(
         asked("word " * 50 + "end"), (), tokenizer, positions="last", batch_size=1, max_length=8
     )
     assert batch.input_ids.shape == (1, 8)
@@ -120,7 +122,7 @@ def test_a_long_prompt_keeps_its_end(tokenizer: Any) -> None:
 
 def test_whole_batches_hold_every_text_and_count_all_but_bos(tokenizer: Any) -> None:
     texts = ["one two", "three", "four five six"]
-    found = batches.whole_batches(texts, tokenizer, batch_size=2, max_length=64)
+    found = prompt_corpora.whole_batches(texts, tokenizer, batch_size=2, max_length=64)
     assert [len(batch.input_ids) for batch in found] == [2, 1]
     for batch, rows in zip(found, (texts[:2], texts[2:]), strict=True):
         for row, text in enumerate(rows):
