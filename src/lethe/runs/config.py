@@ -95,7 +95,7 @@ class RunConfig(RunSettings):
         parts = dict(_split(settings))
         solver = settings.get("solver", GRADIENT)
         rest = parts.pop("solver", {})
-        made = solver_of(solver, rest) if isinstance(solver, str) else replace(solver, **rest)
+        made = solver_of(solver, rest) if isinstance(solver, str) else _with(solver, rest)
         sections = {name: kind(**parts.get(name, {})) for name, kind in SECTIONS.items()}
         return cls(solver=made, **sections, **{key: value for key, value in settings.items() if key in own})
 
@@ -112,8 +112,8 @@ class RunConfig(RunSettings):
         solver, rest = settings.get("solver", self.solver), parts.get("solver", {})
         if isinstance(solver, str):
             solver = solver_of(solver, {**_common(solver, self.solver), **rest})
-        elif rest:
-            solver = solver_of(self.solver_name, {**vars(solver), **rest})
+        else:
+            solver = _with(solver, rest)
         return replace(self, **changes, solver=solver)
 
     def settings(self) -> dict[str, Any]:
@@ -143,7 +143,8 @@ class RunConfig(RunSettings):
 def solver_of(name: str, settings: Mapping[str, Any]) -> "Solver":
     """A solver by its name, with these settings.
 
-    Raises: UnknownNameError for a solver, or a setting of it, that does not exist; what the solver raises.
+    Raises: InvalidValueError for a solver that does not exist; UnknownNameError for a setting that it does not have;
+    what the solver raises.
     """
     # Solvers need torch, which reading settings does not.
     from lethe import solvers
@@ -151,14 +152,22 @@ def solver_of(name: str, settings: Mapping[str, Any]) -> "Solver":
     known = discover(solvers)
     if name not in known:
         raise InvalidValueError(f"'solver' must be one of {', '.join(known)}. Got {name}.")
-    fields = [field.name for field in dataclasses.fields(known[name])]
+    return _with(known[name](), settings)
+
+
+def _with(solver: "Solver", settings: Mapping[str, Any]) -> "Solver":
+    """The solver with other settings.
+
+    Raises: UnknownNameError for a setting that it does not have; what the solver raises.
+    """
+    fields = list(vars(solver))
     for key in settings:
         if key not in fields:
             raise UnknownNameError(
-                f"the solver '{name}' has no setting '{key}'.{nearest(key, fields)}\n"
+                f"the solver '{kebab(type(solver).__name__)}' has no setting '{key}'.{nearest(key, fields)}\n"
                 f"It has {', '.join(fields) or 'none'}. See `lethe ls solvers`."
             )
-    return known[name](**settings)
+    return replace(solver, **settings)
 
 
 def _common(name: str, solver: "Solver") -> dict[str, Any]:

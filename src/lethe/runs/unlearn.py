@@ -79,8 +79,8 @@ def unlearn(
         with clock.phase("load"):
             workspace = workspace or Workspace(config.base)
             workspace.check_layer(config.layer)
-            corpora = workspace.corpora(config.data, method.reads)
             start = solve.earlier_patch(config)
+            corpora = workspace.corpora(config.data, method.reads)
             sets = workspace.sets(config, corpora)
         refused: float | None = None
         if isinstance(corpora, PromptCorpora):
