@@ -184,12 +184,13 @@ def require_method(command: str, argv: list[str]) -> None:
 
 def _start(argv: list[str]) -> tuple[Method, RunConfig]:
     """The method and run that the flags change: defaults depend on the model and on the solver."""
-    if argv[0].endswith((".yaml", ".yml")):
-        return config_file.read_config(Path(argv[0]))
     from lethe.cli.run_flags import value_of
 
-    kind = config_file.method_class(argv[0])
-    return defaults(kind, value_of("--model", argv) or BUILTIN, solver=value_of("--solver", argv))
+    solver = value_of("--solver", argv)
+    if argv[0].endswith((".yaml", ".yml")):
+        method, run = config_file.read_config(Path(argv[0]))
+        return method, run.changed(solver=solver) if solver else run
+    return defaults(config_file.method_class(argv[0]), value_of("--model", argv) or BUILTIN, solver=solver)
 
 
 def _parse_unlearn(method: Method, run: RunConfig, argv: list[str]) -> tuple[Any, Method, RunConfig]:

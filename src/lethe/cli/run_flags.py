@@ -17,13 +17,14 @@ SOLVER = "How the matrices are found; each solver has flags of its own: --solver
 
 
 def value_of(flag: str, argv: Sequence[str]) -> str | None:
-    """The value of a flag that decides which other flags there are, read before they are parsed."""
+    """The value of a flag that decides which other flags there are, read before they are parsed; the last one wins."""
+    found = None
     for word, value in zip(argv, [*argv[1:], ""], strict=True):
         if word == flag:
-            return value
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
+            found = value
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found
 
 
 def parse_run(
