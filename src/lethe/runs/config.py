@@ -167,7 +167,7 @@ def _with(solver: "Solver", settings: Mapping[str, Any]) -> "Solver":
                 f"the solver '{kebab(type(solver).__name__)}' has no setting '{key}'.{nearest(key, fields)}\n"
                 f"It has {', '.join(fields) or 'none'}. See `lethe ls solvers`."
             )
-    return replace(solver, **settings)
+    return type(solver)(**{**vars(solver), **settings})
 
 
 def _common(name: str, solver: "Solver") -> dict[str, Any]:

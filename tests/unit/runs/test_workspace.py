@@ -196,6 +196,10 @@ def test_refusals_are_asked_once_for_the_same_prompts(monkeypatch: pytest.Monkey
         corpora = workspace.corpora(settings.changed(forget=(forget,)).data, "prompts")
         assert isinstance(corpora, PromptCorpora)
         found.append(workspace.refusal_rate(corpora, settings.evaluation))
-        # Nothing but the workspace holds them now: the next ones may get their place in memory.
-        del corpora
     assert found == [0.1, 0.1, 0.2, 0.3]
+    for _ in range(3):
+        # Nobody else holds them, so the next ones get their place in memory.
+        again = PromptCorpora(prompts=corpora.prompts, tokenizer=corpora.tokenizer)
+        found.append(workspace.refusal_rate(again, settings.evaluation))
+        del again
+    assert found[4:] == [0.4, 0.5, 0.6]
