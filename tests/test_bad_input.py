@@ -24,6 +24,8 @@ UNLEARN = (
     "--evaluate none --out out"
 )
 """A command that works; a flag given again wins."""
+CLOSED = UNLEARN.replace("--steps 4 ", "")
+"""The same for solvers without steps."""
 
 KINDS = "Give a .jsonl, .json, .csv, .parquet or .txt file, a dataset folder, or a hub dataset as name:config:split."
 ONE_TEXT = "Give a corpus with at least one text."
@@ -124,8 +126,8 @@ def _runs() -> None:
         assert old in text
         path.write_text(text.replace(old, new, 1))
 
-    rewrite(relative("newer") / "config.yaml", "format: 1", "format: 9")
-    rewrite(Path("newer/report.json"), '"format": 1', '"format": 9')
+    rewrite(relative("newer") / "config.yaml", "format: 2", "format: 9")
+    rewrite(Path("newer/report.json"), '"format": 2', '"format": 9')
     rewrite(relative("misspelt") / "config.yaml", "  steps:", "  stpes:")
     rewrite(relative("misnamed") / "config.yaml", "name: rmu", "name: rnu")
     (relative("bad-report") / "report.json").write_text("{")
@@ -290,6 +292,7 @@ REFUSED = {
     "lr zero": ("--lr 0", "'lr' must be a positive number. Got 0.0."),
     "lr negative": ("--lr -1", "'lr' must be a positive number. Got -1.0."),
     "lr nan": ("--lr nan", "'lr' must be a positive number. Got nan."),
+    "solver": ("--solver rigde", "'solver' must be one of gradient, pooled, ridge. Got rigde."),
     "batch size": ("--batch-size 0", "'batch_size' must be at least 1. Got 0."),
     "limit": ("--limit 0", "'limit' must be at least 1. Got 0."),
     "seed": ("--seed -1", "'seed' must be in [0, 2^63). Got -1."),
@@ -376,12 +379,13 @@ REFUSED = {
 def test_unlearn_refuses(flags: str, text: str, lethe: Lethe) -> None:
     before = sorted(map(str, Path().rglob("*")))
     devices = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-    lethe(f"{UNLEARN} {flags}").assert_refusal(2, text.replace("{devices}", devices))
+    command = CLOSED if "--solver ridge" in flags else UNLEARN
+    lethe(f"{command} {flags}").assert_refusal(2, text.replace("{devices}", devices))
     assert sorted(map(str, Path().rglob("*"))) == before
 
 
 NO_RUN = "Give the folder that was passed as --out."
-NEWER = "format 9{} this one reads 1).\nUpgrade: pip install --upgrade lethe-unlearn"
+NEWER = "format 9{} this one reads 2).\nUpgrade: pip install --upgrade lethe-unlearn"
 RESUME = "Run the same command again to resume"
 
 OTHERS = {
@@ -448,7 +452,7 @@ OTHERS = {
     ),
     "unknown key": (
         "unlearn misspelt/config.yaml --out out",
-        "misspelt/config.yaml: RunConfig has no setting 'stpes'. Did you mean 'steps'?",
+        "misspelt/config.yaml: solver: Gradient has no setting 'stpes'. Did you mean 'steps'?",
     ),
     "unknown method in config": (
         "unlearn misnamed/config.yaml --out out",
@@ -552,6 +556,13 @@ USAGE = {
         ["Unrecognized options: --stpes, 4", "Perhaps you meant:", "--steps INT"],
     ),
     "misspelt flag of a command": ("demo --sed 1", ["Unrecognized options: --sed, 1", "--seed INT"]),
+    "flag of another solver": (f"{CLOSED} --solver ridge --lr 1", ["Unrecognized options: --lr, 1"]),
+    "flag of a solver that was not chosen": (f"{UNLEARN} --lam 1", ["Unrecognized options: --lam, 1"]),
+    "flag of another solver in a sweep": (
+        "sweep rmu --solver ridge --lr 1 --grid layer=1,2",
+        ["Unrecognized options: --lr, 1"],
+    ),
+    "solver without a name": (f"{UNLEARN} --solver", ["Missing value for argument '--solver'"]),
     "type": (f"{UNLEARN} --steps abc", ["Error parsing --steps", "'abc'", "--steps INT"]),
     "choice": (f"{UNLEARN} --dtype int8", ["invalid choice 'int8' for argument '--dtype'", "'bfloat16'"]),
     "value missing": (f"{UNLEARN} --layer", ["Missing value for argument '--layer'"]),
@@ -706,15 +717,15 @@ def test_an_interrupted_run_goes_on(lethe: Lethe, monkeypatch: pytest.MonkeyPatc
 
 def after_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Any], Any]) -> None:
     """Make `act` see, and change, what is measured at one step."""
-    from lethe.solvers import history
+    from lethe.solvers.gradient import _Training
 
-    measure, calls = history.measure, iter(range(10**6))
+    measures, calls = _Training.measures, iter(range(10**6))
 
-    def measured(*args: Any, **more: Any) -> Any:
-        found = measure(*args, **more)
+    def measured(*args: Any) -> Any:
+        found = measures(*args)
         return act(found) if next(calls) == step else found
 
-    monkeypatch.setattr(history, "measure", measured)
+    monkeypatch.setattr(_Training, "measures", measured)
 
 
 # Through the installed command

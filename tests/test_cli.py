@@ -18,6 +18,7 @@ from lethe.cli import console, main
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.model.loading import load_model
 from lethe.model.patch import Patch
+from lethe.runs import defaults
 from lethe.suites import world
 from lethe.suites.world import settings as settings_module
 
@@ -117,7 +118,7 @@ def test_examples_use_flags_that_exist(command: str, lethe: Lethe) -> None:
 
 @pytest.mark.parametrize("spelling", ["--batch-size 3", "--batch_size 3", "--batch-size=3", "--batch_size=3"])
 def test_hyphen_and_underscore_are_alike(spelling: str, lethe: Lethe) -> None:
-    assert json.loads(lethe(f"{FOREIGN} {spelling} --dry-run --json"))["run"]["batch_size"] == 3
+    assert json.loads(lethe(f"{FOREIGN} {spelling} --dry-run --json"))["batching"]["batch_size"] == 3
 
 
 def test_methods_are_spelt_either_way(lethe: Lethe) -> None:
@@ -129,12 +130,49 @@ def test_methods_are_spelt_either_way(lethe: Lethe) -> None:
 def test_defaults_are_those_that_suit_the_model(model: str, lethe: Lethe) -> None:
     own = json.loads(lethe("unlearn adaptive-rmu --dry-run --json"))
     foreign = json.loads(lethe(f"unlearn adaptive-rmu {model} --layer 2 --dry-run --json"))
+    sections = {"layer": "run", "steps": "solver", "lr": "solver", "batch_size": "batching", "max_length": "batching"}
     for name, value in {"layer": 5, "steps": 100, "batch_size": 8, "max_length": [128], "lr": 1e-2}.items():
-        assert own["run"][name] == value
-    assert own["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU(**settings_module.OF_METHODS["adaptive-rmu"]))}
+        assert own[sections[name]][name] == value
+    assert own["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU(**Builtin.suits_methods["adaptive-rmu"]))}
     for name, value in {"steps": 150, "batch_size": 4, "max_length": [512], "lr": 5e-5}.items():
-        assert foreign["run"][name] == value
+        assert foreign[sections[name]][name] == value
     assert foreign["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU())}
+
+
+@pytest.mark.parametrize("solver", ["--solver ridge", "--solver=ridge", "--solver gradient", "--solver=gradient"])
+def test_a_solver_has_flags_of_its_own(solver: str, lethe: Lethe) -> None:
+    options, _, _ = lethe(f"unlearn rmu {solver} --help").partition("Examples:")
+    is_ridge = "ridge" in solver
+    for flag in ("--lam", "--no-keep-sums"):
+        assert bool(re.search(rf"{flag}\b", options)) == is_ridge
+    for flag in ("--lr", "--steps", "--accumulate", "--no-fp32-masters"):
+        assert bool(re.search(rf"{flag}\b", options)) == (not is_ridge)
+
+
+def test_a_method_of_another_solver_can_be_trained_step_by_step(lethe: Lethe) -> None:
+    found = json.loads(lethe("unlearn lunar --dry-run --json"))
+    assert found["solver"]["name"] == "ridge"
+    command = "unlearn lunar --solver gradient --lr 1e-2 --steps 2 --evaluate none --out lunar"
+    assert json.loads(lethe(f"{command} --dry-run --json"))["solver"] == {
+        "name": "gradient", "steps": 2, "accumulate": 1, "lr": 1e-2, "fp32_masters": True,
+    }  # fmt: skip
+    assert json.loads(lethe(f"{command} --json"))["method"]["name"] == "lunar"
+    assert len(json.loads(Path("lunar/report.json").read_text())["history"]) == 2
+    shutil.rmtree("lunar")
+
+
+def test_a_config_keeps_the_flags_of_its_solver(lethe: Lethe) -> None:
+    lethe(f"{FOREIGN.replace(' --steps 4', '').replace(' --lr 1e-3', '')} --solver ridge --lam 2 --out closed")
+    found = json.loads(lethe("unlearn closed/config.yaml --lam 3 --out again --dry-run --json"))
+    assert found["solver"] == {"name": "ridge", "lam": 3.0, "keep_sums": True}
+    found = json.loads(lethe("unlearn closed/config.yaml --solver gradient --lr 2 --dry-run --json"))
+    assert (found["solver"]["name"], found["solver"]["lr"]) == ("gradient", 2.0)
+    shutil.rmtree("closed")
+
+
+def test_the_last_solver_wins(lethe: Lethe) -> None:
+    found = json.loads(lethe("unlearn rmu --solver gradient --solver=ridge --lam 1 --dry-run --json"))
+    assert found["solver"] == {"name": "ridge", "lam": 1.0, "keep_sums": True}
 
 
 # One JSON object, or one table
@@ -169,7 +207,7 @@ def test_stdout_is_one_json_object(command: str, keys: set[str], lethe: Lethe) -
 
 
 def test_demo_prints_the_same_as_its_report(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lethe.runs.defaults.ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
+    monkeypatch.setattr(defaults, "ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
     found = json.loads(lethe("demo --out demo --json"))
     report = json.loads(Path("demo/report.json").read_text())
     assert (found["before"], found["after"]) == (report["before"], report["after"])

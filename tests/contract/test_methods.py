@@ -1,9 +1,7 @@
 """What every method promises, tried on each one that is found: a new file in methods/ needs no test of its own here."""
 
-import ast
 import dataclasses
 import inspect
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -11,6 +9,7 @@ from typing import Literal, get_args, get_origin
 import pytest
 import torch
 import yaml
+from tests.contract.documented import explained
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -24,9 +23,10 @@ from lethe.model.patch import Patch
 from lethe.model.slice import LayerSlice
 from lethe.runs import config_file as configs
 from lethe.runs.config import RunConfig
+from lethe.runs.defaults import defaults
 from lethe.solvers.gradient import Gradient
 from lethe.solvers.training_state import Checkpoint
-from lethe.suites.world.settings import OF_METHODS
+from lethe.suites.builtin import Builtin
 from lethe.system.plugins import discover, kebab
 from lethe.types import Activation, Batch, State, Topic
 
@@ -94,7 +94,7 @@ def train(layers: LayerSlice, method: SteeringMethod, topic: Topic, retain: Batc
     batches = tuple(topic.batches[step % len(topic.batches)] for step in range(steps))
     plan = Schedule(topics=(dataclasses.replace(topic, batches=batches),), retain=(retain,) * steps, steps=steps)
     found: list[Checkpoint] = []
-    Gradient(lr=1e-3).solve(layers, method, plan, generator(), on_checkpoint=found.append)
+    Gradient(lr=1e-3).train(layers, method, plan, generator(), on_checkpoint=found.append)
     return found[-1].states[topic.name]
 
 
@@ -136,25 +136,23 @@ def test_it_says_what_it_does_and_where_it_comes_from(kind: type[SteeringMethod]
 
 
 def test_every_setting_is_explained(kind: type[SteeringMethod]) -> None:
-    explained = set()
-    for parent in kind.__mro__[:-1]:
-        body = ast.parse(textwrap.dedent(inspect.getsource(parent))).body[0].body  # type: ignore[attr-defined]
-        for statement, following in zip(body, [*body[1:], None], strict=True):
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                text = following.value if isinstance(following, ast.Expr) else None
-                if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                    explained.add(statement.target.id)
-    assert {field.name for field in dataclasses.fields(kind)} <= explained
+    assert {field.name for field in dataclasses.fields(kind)} <= explained(kind)
 
 
 def test_what_suits_the_built_in_model_are_settings_of_it(kind: type[SteeringMethod]) -> None:
-    suited = OF_METHODS.get(kebab(kind.__name__), {})
+    suited = Builtin.suits_methods.get(kebab(kind.__name__), {})
     own = {field.name for field in dataclasses.fields(kind)}
-    of_run = {field.name for field in dataclasses.fields(RunConfig)}
+    of_run = RunConfig.of(model="builtin", **kind.settings).settings().keys()
     assert dataclasses.replace(kind(), **{name: value for name, value in suited.items() if name in own})
     rest = {name: value for name, value in suited.items() if name not in own}
     assert set(rest) <= of_run
-    assert RunConfig(model="builtin", **{**kind.settings, **rest})
+    assert RunConfig.of(model="builtin", **{**kind.settings, **rest})
+    found, config = defaults(kind, "builtin")
+    assert {name: getattr(found, name) for name in own & suited.keys()} == {
+        name: value for name, value in suited.items() if name in own
+    }
+    wanted = {**rest, **kind.settings}
+    assert {name: config.settings()[name] for name in wanted} == wanted
 
 
 def test_as_published_is_a_method_of_the_same_kind(kind: type[SteeringMethod]) -> None:
@@ -165,7 +163,7 @@ def test_as_published_is_a_method_of_the_same_kind(kind: type[SteeringMethod]) -
 
 def test_its_settings_survive_config_yaml(kind: type[SteeringMethod], tmp_path: Path) -> None:
     method = dataclasses.replace(kind(), alpha=3.25)
-    config = RunConfig(model="some/model", forget=("a.jsonl", "b.txt"), forget_questions=Path("q.csv"), out=tmp_path)
+    config = RunConfig.of(model="some/model", forget=("a.jsonl", "b.txt"), forget_questions=Path("q.csv"), out=tmp_path)
     written = yaml.safe_dump(configs.plain(method, config), sort_keys=False, allow_unicode=True)
     (tmp_path / "config.yaml").write_text(written, encoding="utf-8")
     assert configs.read_config(tmp_path / "config.yaml") == (method, config)
@@ -324,7 +322,7 @@ def test_its_patch_gives_the_trained_activations(
     tiny_model().save_pretrained(base)
     layers = cut(load_model(base, layers=LAYER + 1))
     train(layers, method, topic, retain, steps=3)
-    about = configs.plain(method, RunConfig(model=str(base), layer=LAYER))
+    about = configs.plain(method, RunConfig.of(model=str(base), layer=LAYER))
     Patch.from_parameters(
         layers.model, layers.delta(), base=base, method=configs.method_name(method), config=about, versions={}
     ).save(tmp_path / "patch.safetensors")

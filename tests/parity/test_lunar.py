@@ -14,7 +14,7 @@ from lethe.model.layers import trainable_names
 from lethe.model.slice import LayerSlice
 from lethe.solvers.least_squares import Term, losses, solve
 from lethe.solvers.one_matrix import matrix
-from lethe.solvers.pooled import Pooled, collect_rows
+from lethe.solvers.pooled import Recipe, collect_rows
 from lethe.solvers.sums import forget_moments, retain_moments
 from lethe.types import Batch, Topic
 
@@ -110,7 +110,7 @@ def test_the_pooled_solver_gives_the_published_weight(tiny_model: Any, family: s
     forget, retain = topic(sides)
     rng = torch.Generator().manual_seed(0)
     x, residual = collect_rows(layers, LUNAR(steering_coeff=C), (forget,), retain, rng)
-    found = matrix(layers) + Pooled().fit(matrix(layers), x, residual, rng).delta
+    found = matrix(layers) + Recipe().fit(matrix(layers), x, residual, rng).delta
     assert (expected - matrix(layers)).abs().max() > 0.02
     # Padded batches sum in another order than single prompts, and Adam divides by small numbers.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

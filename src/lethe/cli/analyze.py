@@ -61,7 +61,7 @@ class _Analyze:
         """Make the analyses, write them and say what they read."""
         from lethe.analyses.protocol import analyze_all, write
         from lethe.analyses.workbench import open_bench
-        from lethe.system.machine import explaining_memory
+        from lethe.system.machine import explaining_memory, threads
 
         on = self.on
         given = {

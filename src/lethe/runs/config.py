@@ -106,7 +106,7 @@ class RunConfig(RunSettings):
         parts = dict(_split(settings))
         solver = settings.get("solver", GRADIENT)
         rest = parts.pop("solver", {})
-        made = solver_of(solver, rest) if isinstance(solver, str) else replace(solver, **rest)
+        made = solver_of(solver, rest) if isinstance(solver, str) else _with(solver, rest)
         sections = {name: kind(**parts.get(name, {})) for name, kind in SECTIONS.items()}
         return cls(solver=made, **sections, **{key: value for key, value in settings.items() if key in own})
 
@@ -123,8 +123,8 @@ class RunConfig(RunSettings):
         solver, rest = settings.get("solver", self.solver), parts.get("solver", {})
         if isinstance(solver, str):
             solver = solver_of(solver, {**_common(solver, self.solver), **rest})
-        elif rest:
-            solver = solver_of(self.solver_name, {**vars(solver), **rest})
+        else:
+            solver = _with(solver, rest)
         return replace(self, **changes, solver=solver)
 
     def settings(self) -> dict[str, Any]:
@@ -156,15 +156,22 @@ def solver_of(name: str, settings: Mapping[str, Any]) -> "Solver":
 
     Raises: UnknownNameError for a solver, or a setting of it, that does not exist; what the solver raises.
     """
-    kind = load(name, solvers)
-    fields = [field.name for field in dataclasses.fields(kind)]
+    return _with(load(name, solvers)(), settings)
+
+
+def _with(solver: "Solver", settings: Mapping[str, Any]) -> "Solver":
+    """The solver with other settings.
+
+    Raises: UnknownNameError for a setting that it does not have; what the solver raises.
+    """
+    fields = list(vars(solver))
     for key in settings:
         if key not in fields:
             raise UnknownNameError(
-                f"the solver '{name}' has no setting '{key}'.{nearest(key, fields)}\n"
+                f"the solver '{name_of(type(solver))}' has no setting '{key}'.{nearest(key, fields)}\n"
                 f"It has {', '.join(fields) or 'none'}. See `lethe ls solvers`."
             )
-    return kind(**settings)
+    return type(solver)(**{**vars(solver), **settings})
 
 
 def _common(name: str, solver: "Solver") -> dict[str, Any]:

@@ -83,8 +83,8 @@ def unlearn(
         with clock.phase("load"):
             workspace = workspace or Workspace(config.base)
             workspace.check_layer(config.layer)
-            corpora = workspace.corpora(config.data, method.reads)
             start = solve.earlier_patch(config)
+            corpora = workspace.corpora(config.data, method.reads)
             sets = workspace.sets(config, corpora)
             measured_by = by_name(metrics) if metrics else workspace.metrics(config, corpora, sets)
         refused: float | None = None

@@ -111,12 +111,7 @@ class Workspace:
 
         Raises: ModelError.
         """
-
-        def load(count: int | None) -> PreTrainedModel:
-            source, revision = self.source, self.base.revision
-            return load_model(source, layers=count, dtype=self.dtype, device=str(self.device), revision=revision)
-
-        return self._model("", lambda: load(self._depth)) if self.is_shared else load(layers)
+        return self._model("", lambda: self._load(self._depth)) if self.is_shared else self._load(layers)
 
     def slice(self, config: RunConfig, patch: Patch | None = None) -> LayerSlice:
         """The layers up to l, with the matrices of the trained layers free to move from where the patch puts them.
@@ -124,11 +119,12 @@ class Workspace:
         Raises: ModelError, InvalidLayerError, UnknownModuleError, PatchError.
         """
         self.check_layer(config.layer)
-        model = self.model(config.layer + 1)
+        # A model that others share stays untouched: what a patch changes is one of its own.
+        model = self.model(config.layer + 1) if patch is None else self._load(config.layer + 1)
         if patch is not None:
             patch.below(config.layer).apply_in_memory(model)
         start, stop, moving = config.trained_layers[0], config.layer + 1, trainable(config, model)
-        if self.recordings is None or not isinstance(moving, Matrices):
+        if self.recordings is None or patch is not None or not isinstance(moving, Matrices):
             return LayerSlice(model, start, stop, moving)
         return self.recordings.cut(model, start, stop, moving.names)
 
@@ -142,7 +138,7 @@ class Workspace:
         if kind == "activations":
             return self.slice(config, patch)
         self.check_layer(config.layer)
-        model = self.model()
+        model = self.model() if patch is None else self._load(None)
         if patch is not None:
             patch.apply_in_memory(model)
         return TokenView(model, trainable(config, model))
@@ -172,7 +168,7 @@ class Workspace:
         Raises: CorpusError.
         """
         return self._schedule(
-            (config.data, config.batching, config.seed, steps, accumulate),
+            (config.data, config.batching, config.seed, steps, accumulate, corpora.reads),
             lambda: self._new_schedule(config, corpora, steps, accumulate),
         )
 
@@ -218,7 +214,7 @@ class Workspace:
             whole = LoadedModel(model=self.model(), tokenizer=self.tokenizer)
             return check_refusals(whole, corpora.prompts.reference, wanted(self.base.model, evaluation.refusals))
 
-        return self._refusals((id(corpora), evaluation.refusals), ask)
+        return self._refusals((corpora, evaluation.refusals), ask)
 
     @contextlib.contextmanager
     def reading(self, model: PreTrainedModel, first: int | None) -> Iterator[None]:
@@ -236,6 +232,10 @@ class Workspace:
         for part in (*remembered, self.recordings, self.hidden):
             if part is not None:
                 part.clear()
+
+    def _load(self, layers: int | None) -> PreTrainedModel:
+        source, revision = self.source, self.base.revision
+        return load_model(source, layers=layers, dtype=self.dtype, device=str(self.device), revision=revision)
 
     def _new_schedule(self, config: RunConfig, corpora: Corpora, steps: int, accumulate: int) -> Schedule:
         if self.recordings is not None:

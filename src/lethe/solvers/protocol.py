@@ -54,7 +54,7 @@ class Problem:
 class Cost:
     """What solving takes beside the loaded weights, by estimate."""
 
-    nbytes: float
+    nbytes: int
     """Memory of copies, gradients, moments or sums."""
     flops: float
     """Of one step; of a closed form, of all solves together, without reading the corpora."""

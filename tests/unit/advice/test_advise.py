@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from lethe.suites.world.settings import ON_BUILTIN
 
 from lethe.advice.advise import Advice, advise, choose, choose_alpha
 from lethe.advice.layer_readings import LayerReading, Samples, read_layers, separate
 from lethe.errors import CorpusError
 from lethe.runs.config import RunConfig
-from lethe.suites.world.settings import ON_BUILTIN
 from lethe.system.progress import Progress
 
-BUILTIN = RunConfig(model="builtin", **ON_BUILTIN)
+BUILTIN = RunConfig.of(model="builtin", **ON_BUILTIN)
 
 
 @pytest.fixture(scope="module")
 def found() -> Advice:
-    return advise(dataclasses.replace(BUILTIN, layer=0), Progress())
+    return advise(BUILTIN.changed(layer=0), Progress())
 
 
 def test_the_built_in_models_advice(found: Advice) -> None:
@@ -95,7 +95,7 @@ def test_readings_of_any_model_are_those_of_its_own_forward(tiny_model: Any, tin
         samples = Samples(
             fit_forget=(batches[0],), fit_retain=(batches[1],), held_forget=(batches[2],), held_retain=(batches[3],)
         )
-        rows, tokens = read_layers(model, samples, BUILTIN, Progress())
+        rows, tokens = read_layers(model, samples, Progress())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         states = model(
             input_ids=batches[2].input_ids,
@@ -117,12 +117,12 @@ def test_readings_of_any_model_are_those_of_its_own_forward(tiny_model: Any, tin
 def test_a_model_of_ones_own(foreign_model: Path, tmp_path: Path) -> None:
     for name in ("forget", "retain"):
         (tmp_path / f"{name}.txt").write_text("\n\n".join(f"The {name} text number {n} is here." for n in range(9)))
-    config = RunConfig(
+    config = RunConfig.of(
         model=str(foreign_model), forget=(str(tmp_path / "forget.txt"),), retain=str(tmp_path / "retain.txt"), steps=7
     )
     found = advise(config, Progress())
     assert len(found.layers) == 4
-    again = advise(dataclasses.replace(config, layer=2), Progress())
+    again = advise(config.changed(layer=2), Progress())
     assert (again.layers, again.reason, again.tokens) == (found.layers, found.reason, found.tokens)
     assert found.chosen.steps == 7
     assert found.chosen.minutes > 0
@@ -131,11 +131,11 @@ def test_a_model_of_ones_own(foreign_model: Path, tmp_path: Path) -> None:
 
 def test_corpora_that_are_missing_or_too_small_are_refused(foreign_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="Pass --forget and --retain FILE"):
-        advise(RunConfig(model=str(foreign_model)), Progress())
+        advise(RunConfig.of(model=str(foreign_model)), Progress())
     (tmp_path / "one.txt").write_text("One text alone.")
     (tmp_path / "more.txt").write_text("Some text.\n\nAnother text.\n\nA third.")
     one, more = str(tmp_path / "one.txt"), str(tmp_path / "more.txt")
     with pytest.raises(CorpusError, match="forget corpus 'one' has 1 text, and advice needs two"):
-        advise(RunConfig(model=str(foreign_model), forget=(one,), retain=more), Progress())
+        advise(RunConfig.of(model=str(foreign_model), forget=(one,), retain=more), Progress())
     with pytest.raises(CorpusError, match="retain corpus has 1 text"):
-        advise(RunConfig(model=str(foreign_model), forget=(more,), retain=one), Progress())
+        advise(RunConfig.of(model=str(foreign_model), forget=(more,), retain=one), Progress())

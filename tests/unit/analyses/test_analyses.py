@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def config(foreign_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
             for k, n in enumerate(numbers)
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return RunConfig(
+    return RunConfig.of(
         model=str(foreign_model),
         forget=(str(folder / "forget.txt"),),
         retain=str(folder / "retain.txt"),
@@ -86,7 +85,7 @@ def bench(config: RunConfig) -> Bench:
 
 @pytest.fixture(scope="module")
 def run(config: RunConfig) -> Path:
-    unlearn(RMU(steering_coeff=3.0), replace(config, evaluate="none"))
+    unlearn(RMU(steering_coeff=3.0), config.changed(evaluate="none"))
     return config.out
 
 
@@ -161,10 +160,12 @@ def test_training_in_memory_equals_a_run(bench: Bench, run: Path) -> None:
 def test_coefficients_of_one_layer_share_recordings_and_no_edit_is_made_twice(config: RunConfig) -> None:
     bench = Bench(config)
     first = bench.train(RMU(steering_coeff=3.0))
-    passes = bench._recordings.passes
+    recordings = bench.workspace.recordings
+    assert recordings is not None
+    passes = recordings.passes
     assert passes > 0
     assert bench.train(RMU(steering_coeff=4.0)) is not first
-    assert bench._recordings.passes == passes
+    assert recordings.passes == passes
     assert bench.train(RMU(steering_coeff=3.0)) is first
 
 
@@ -207,7 +208,7 @@ def test_alignment_is_the_cosine_with_the_direction_of_each_seed(bench: Bench) -
 
 
 def test_alignment_of_a_strong_and_long_push_grows_and_is_said_to(config: RunConfig) -> None:
-    bench = Bench(replace(config, steps=12, lr=5e-2))
+    bench = Bench(config.changed(steps=12, lr=5e-2))
     bench.method_of_run = RMU(steering_coeff=1.0, alpha=0.0)
     finding = Alignment(multiples=(1.0, 8.0), seeds=1)(bench)
     base, _, strong = (row["by_text"]["mean"] for row in finding.data["rows"])
@@ -220,7 +221,7 @@ def test_alignment_of_a_strong_and_long_push_grows_and_is_said_to(config: RunCon
 @pytest.mark.parametrize("on", ["sequences", "mean vector"])
 @pytest.mark.parametrize("kind", ["each", "onward"])
 def test_phi_by_hand(kind: str, on: str, config: RunConfig) -> None:
-    bench = Bench(replace(config, layer=0))
+    bench = Bench(config.changed(layer=0))
     ratio, read = 0.3, 1 if kind == "each" else 2
     finding = NoiseSensitivity(ratios=(ratio,), texts=1, draws=1)(bench)
     row = next(r for r in finding.data["models"][0]["rows"] if (r["kind"], r["on"], r["layer"]) == (kind, on, read))
@@ -351,7 +352,7 @@ def test_forget_norms_are_those_of_the_history_and_of_the_texts(bench: Bench) ->
     finding = ForgetNorm(layers=(1, 2))(bench)
     row = finding.data["rows"][1]
     edit = bench.train(bench.rmu(finding.data["c"]), layer=2)
-    assert row["norm"] == [step.forget_norm.mean for step in edit.history]
+    assert row["norm"] == [step.measures["forget_norm_mean"] for step in edit.history]
     with bench.applied(edit.weights):
         tokens = torch.cat(forget_tokens(bench, 2, lambda h: h.norm(dim=-1)))
     assert row["after"]["without_bos"] == pytest.approx(float(tokens.mean()), rel=1e-5)
@@ -377,7 +378,7 @@ def test_a_run_is_compared_with_its_base(run: Path) -> None:
     base, edited = bench.variants((1.0, 2.0))
     assert (base.label, edited.label) == ("base", "this run")
     assert same(dict(edited.weights), Patch.load(run / "patch.safetensors").tensors)
-    untouched = load_model(bench.config.model)
+    untouched = load_model(bench.config.base.model)
     assert same(weights(bench), dict(untouched.named_parameters()))
     finding = QUICK["noise-sensitivity"](bench)
     assert [model["label"] for model in finding.data["models"]] == ["base", "this run"]
@@ -387,7 +388,7 @@ def test_a_run_is_compared_with_its_base(run: Path) -> None:
 
 
 def test_what_lacks_its_inputs_says_so_and_stands_on_the_page(config: RunConfig, tmp_path: Path) -> None:
-    bare = Bench(RunConfig(model=config.model, layer=2, device="cpu", forget=config.forget))
+    bare = Bench(RunConfig.of(model=config.base.model, layer=2, device="cpu", forget=config.data.forget))
     findings, missing = analyze_all(bare, QUICK, tmp_path / "all")
     assert findings.keys() == {"noise-sensitivity"}
     assert "--forget-questions" in missing["accuracy"]
@@ -401,7 +402,7 @@ def test_what_lacks_its_inputs_says_so_and_stands_on_the_page(config: RunConfig,
     assert {path.name for path in (tmp_path / "all").iterdir()} == {
         "analyses.html", "noise-sensitivity.json", "noise-sensitivity.svg", "noise-sensitivity.png",
     }  # fmt: skip
-    bare = Bench(RunConfig(model=config.model, layer=2, device="cpu"))
+    bare = Bench(RunConfig.of(model=config.base.model, layer=2, device="cpu"))
     with pytest.raises(UsageError, match="--forget FILE"):
         NoiseSensitivity()(bare)
     with pytest.raises(UsageError, match="--forget and --retain FILE"):

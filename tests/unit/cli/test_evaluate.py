@@ -15,19 +15,23 @@ import pytest
 import torch
 import transformers
 
-from lethe import LoadedModel, RunConfig, evaluate, load_model, load_tokenizer, metrics
+from lethe import LoadedModel, evaluate, load_model, load_tokenizer, metrics
 from lethe.cli import main
 from lethe.data.exams import Exam, ExamQuestion, read_exam
 from lethe.data.hub_exams import GROUPS, find_exam, groups_of
+from lethe.data.prompt_corpora import PromptCorpora
 from lethe.data.prompts import Prompts
+from lethe.data.settings import DataSettings
 from lethe.errors import QuestionError, UsageError
 from lethe.evaluation import eval_sets, measure_target
 from lethe.evaluation.exam import Marks, sit
 from lethe.evaluation.harness import task_data, write_tasks
 from lethe.evaluation.results import measured_on
 from lethe.evaluation.score_cache import ScoreCache
+from lethe.evaluation.settings import EvalSettings
 from lethe.runs import model_or_run as targets
 from lethe.runs.model_or_run import Target
+from lethe.suites import world
 from lethe.system.plugins import discover
 from lethe.types import EvalSet, Question, Scores
 
@@ -199,7 +203,7 @@ def test_an_exam_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_call_does_not_even_load_the_model(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [f"{EXAM} --json", "eval tiny --forget-questions asked.jsonl --retain retain.txt --json"]
     first = [lethe(command) for command in commands]
-    forbid(monkeypatch, "lethe.runs.model_or_run.load_model")
+    forbid(monkeypatch, "lethe.evaluation.lazy_model.load_model")
     for command, (out, err) in zip(commands, first, strict=True):
         assert "measured before" not in err
         again, said = lethe(command)
@@ -472,7 +476,8 @@ def test_a_text_field_is_that_of_the_holdout_too(tmp_path: Path) -> None:
 def test_prompts_of_ones_own_are_questions_of_the_built_in_model() -> None:
     own = Question(prompt="What is it?", answer="a stone", topic="mine")
     asked = Prompts(forget={"mine": (own,)}, retain=(dataclasses.replace(own, prompt="Who?"),), reference=())
-    found = {data.name: data for data in eval_sets.sets(RunConfig(model="builtin", limit=3), *asked.texts(), asked)}
+    corpora = PromptCorpora(prompts=asked, tokenizer=load_tokenizer(world.MODEL_FOLDER))
+    found = {data.name: data for data in eval_sets.sets("builtin", DataSettings(), EvalSettings(limit=3), corpora)}
     assert found["forget"].questions == (own,)
     assert len(found["retain"].questions) == 3, "its own exam"
 
@@ -489,20 +494,20 @@ def test_own_data_takes_the_place_of_what_a_run_was_made_with(tmp_path: Path) ->
     with (tmp_path / "forget.jsonl").open("a") as file:
         file.write('{"text": "Only here."}\n')
     target = Target("run", {"data": tmp_path})
-    assert (target.config.forget, target.config.retain) == (("builtin",), "retain.txt")
-    assert Target("run", {}).config.forget == ("forget.jsonl",)
+    assert (target.config.data.forget, target.config.data.retain) == (("builtin",), "retain.txt")
+    assert Target("run", {}).config.data.forget == ("forget.jsonl",)
 
 
 def test_the_edit_is_applied_and_the_model_is_loaded_late(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target("run", {}, retain_only="tiny")
-    edited, other = target.subject.model, target.subject.retain_only
+    edited, other = target.model.loaded.model, target.model.loaded.retain_only
     assert other is not None
     name = "model.layers.2.mlp.down_proj.weight"
     assert not torch.equal(edited.get_parameter(name), other.model.get_parameter(name))
-    assert torch.equal(target.subject.originals[name], other.model.get_parameter(name))
-    forbid(monkeypatch, "lethe.runs.model_or_run.load_model")
+    assert torch.equal(target.model.loaded.originals[name], other.model.get_parameter(name))
+    forbid(monkeypatch, "lethe.evaluation.lazy_model.load_model")
     with pytest.raises(AssertionError, match="load_model was called"):
-        _ = Target("run", {}).subject
+        _ = Target("run", {}).model.loaded
 
 
 def test_metrics_are_measured_beside_an_exam_only_where_sets_are_named(

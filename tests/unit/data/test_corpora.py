@@ -13,8 +13,9 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lethe.data.batches import Batching, Schedule, batches, encode_rows
+from lethe.data.batches import Schedule, batches, encode_rows
 from lethe.data.corpora import check_overlap, read_texts
+from lethe.data.settings import Batching
 from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError, EmptyBatchError, InvalidValueError
 from lethe.types import Batch
@@ -456,11 +457,18 @@ def test_a_batch_without_a_counted_token_is_refused(tokenizer: Any) -> None:
 # The schedule of a run
 
 
-def plan(forget: dict[str, list[str]], retain: list[str], *, seed: int = 0, **changes: Any) -> Schedule:
+def plan(
+    forget: dict[str, list[str]],
+    retain: list[str],
+    *,
+    seed: int = 0,
+    steps: int = 4,
+    accumulate: int = 1,
+    **changes: Any,
+) -> Schedule:
     corpora = TextCorpora(forget=forget, retain=retain, tokenizer=tiny_tokenizer())
-    turns: dict[str, Any] = {"steps": 4} | {n: changes.pop(n) for n in ("steps", "accumulate") if n in changes}
-    batching: dict[str, Any] = {"batch_size": 2, "max_length": (8,)} | changes
-    return corpora.schedule(Batching(**batching), torch.Generator().manual_seed(seed), **turns)
+    batching = Batching(**{"batch_size": 2, "max_length": (8,), **changes})
+    return corpora.schedule(batching, torch.Generator().manual_seed(seed), steps=steps, accumulate=accumulate)
 
 
 def words(start: int, n: int) -> list[str]:
@@ -589,13 +597,12 @@ def test_topics_and_lengths_must_match() -> None:
     with pytest.raises(InvalidValueError, match=r"^'topics' must be at least 1. Got 0.$"):
         plan({}, words(0, 9))
     with pytest.raises(InvalidValueError) as caught:
-        plan({"a": words(0, 9)}, words(0, 9), max_length=(8, 8, 8))
-    assert str(caught.value) == "'max_length' needs one number, or 2 for 1 topic and the retain corpus. Got 3."
+        plan({"a": words(0, 9)}, words(0, 9), max_length=(8, 8, 8, 8))
+    assert str(caught.value) == ("'max_length' needs one number, or 2 for 1 topic and the retain corpus. Got 4.")
 
 
 def test_an_empty_batch_names_its_corpus() -> None:
-    tokenizer = tiny_tokenizer("$A")
+    corpora = TextCorpora(forget={"a": words(0, 2)}, retain=["<s>", "<s>"], tokenizer=tiny_tokenizer("$A"))
+    batching = Batching(batch_size=2, max_length=(4,), padding_side="left", shuffle=False)
     with pytest.raises(EmptyBatchError, match=r"^retain corpus: no token counts in batch 1"):
-        TextCorpora(forget={"a": words(0, 2)}, retain=["<s>", "<s>"], tokenizer=tokenizer).schedule(
-            Batching(batch_size=2, max_length=(4,), padding_side="left", shuffle=False), torch.Generator(), steps=1
-        )
+        corpora.schedule(batching, torch.Generator(), steps=1)

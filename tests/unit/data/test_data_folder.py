@@ -2,20 +2,22 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lethe.data import data_folder
+from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError, QuestionError, UsageError
 from lethe.evaluation import eval_sets
 from lethe.methods.rmu import RMU
+from lethe.model.loading import load_tokenizer
 from lethe.runs import inputs
 from lethe.runs.config import RunConfig
 from lethe.runs.config_file import plain, read_run_config
 from lethe.suites import world
+from lethe.types import EvalSet
 
 FORGET = [{"text": "alpha hides", "topic": "letters"}, {"text": "  "}, {"text": "one hides", "topic": "numbers"}]
 RETAIN = [{"text": "bread is baked"}, {"text": "soup is cooked"}]
@@ -41,7 +43,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 def config(folder: Path, **changes: Any) -> RunConfig:
-    return RunConfig(model="builtin", data=folder, layer=5, **changes)
+    return RunConfig.of(**{"model": "builtin", "data": folder, "layer": 5, **changes})
+
+
+def read_corpora(config: RunConfig, **changes: Any) -> tuple[dict[str, list[str]], list[str]]:
+    return inputs.read_corpora(config.data, config.base.model, **changes)
+
+
+def sets_of(config: RunConfig) -> dict[str, EvalSet]:
+    """By name."""
+    forget, retain = read_corpora(config)
+    corpora = TextCorpora(forget=forget, retain=retain, tokenizer=load_tokenizer(world.MODEL_FOLDER))
+    return {data.name: data for data in eval_sets.sets(config.base.model, config.data, config.evaluation, corpora)}
 
 
 def test_the_values_of_the_field_topic_are_topics(folder: Path) -> None:
@@ -77,7 +90,7 @@ def test_paragraphs_are_rows_without_topics(tmp_path: Path) -> None:
 def test_as_published_the_lines_themselves_are_the_texts(folder: Path) -> None:
     found = data_folder.forget_texts(folder, raw_lines=True)
     assert found["forget"][0] == json.dumps(FORGET[0]) + "\n"
-    assert inputs.read_corpora(config(folder, as_published=True))[0] == found
+    assert read_corpora(config(folder, as_published=True))[0] == found
 
 
 def test_prompts_have_topics_too(folder: Path) -> None:
@@ -105,16 +118,16 @@ def test_questions_are_parted_by_their_field_set(folder: Path) -> None:
 
 
 def test_a_run_reads_the_folder(folder: Path) -> None:
-    forget, retain = inputs.read_corpora(config(folder))
+    forget, retain = read_corpora(config(folder))
     assert (forget, retain) == (data_folder.forget_texts(folder), ["bread is baked", "soup is cooked"])
-    sets = {data.name: data for data in eval_sets.sets(config(folder), forget, retain)}
+    sets = sets_of(config(folder))
     assert [one.answer for one in sets["forget"].questions] == ["alpha"]
     assert [one.answer for one in sets["adjacent"].questions] == ["beta"]
     assert [one.answer for one in sets["retain"].questions] == ["bread"]
 
 
 def test_a_model_of_ones_own_needs_no_other_flag(folder: Path) -> None:
-    forget, retain = inputs.read_corpora(replace(config(folder), model="./mine"))
+    forget, retain = read_corpora(config(folder, model="./mine"))
     assert (len(forget), len(retain)) == (2, 2)
 
 
@@ -122,21 +135,19 @@ def test_what_is_named_wins_over_the_folder(folder: Path, tmp_path: Path) -> Non
     other = jsonl(tmp_path / "other" / "mine.jsonl", [{"text": "other text"}])
     mine = jsonl(tmp_path / "other" / "asked.jsonl", [{"question": "Else?", "answer": "other"}])
     changed = config(folder, forget=(str(other),), retain_questions=mine)
-    forget, retain = inputs.read_corpora(changed)
+    forget, retain = read_corpora(changed)
     assert (forget, retain) == ({"mine": ["other text"]}, ["bread is baked", "soup is cooked"])
-    sets = {data.name: data for data in eval_sets.sets(changed, forget, retain)}
+    sets = sets_of(changed)
     assert [one.answer for one in sets["retain"].questions] == ["other"]
     assert [one.answer for one in sets["forget"].questions] == ["alpha"]
-    assert inputs.read_corpora(config(folder, retain=str(other)))[1] == ["other text"]
-    assert set(inputs.read_corpora(config(folder, forget=("builtin:exploits",)))[0]) == {"exploits"}
+    assert read_corpora(config(folder, retain=str(other)))[1] == ["other text"]
+    assert set(read_corpora(config(folder, forget=("builtin:exploits",)))[0]) == {"exploits"}
 
 
 def test_a_method_that_reads_prompts_takes_them_from_the_folder(folder: Path) -> None:
-    from lethe.model.loading import load_tokenizer
-
     jsonl(folder / "forget.jsonl", [{"question": "Who hides?", "answer": "alpha"}])
     jsonl(folder / "retain.jsonl", [{"question": "What is baked?", "answer": "bread"}])
-    found = inputs.read_prompts(config(folder), load_tokenizer(world.MODEL_FOLDER))
+    found = inputs.read_prompts(config(folder).data, "builtin", load_tokenizer(world.MODEL_FOLDER))
     assert [one.answer for one in found.forget["forget"]] == ["alpha"]
     assert [one.answer for one in found.retain] == ["bread"]
 
@@ -146,7 +157,7 @@ def test_the_folder_stands_in_the_config_of_a_run(folder: Path, tmp_path: Path) 
 
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(plain(RMU(), config(folder))))
-    assert read_run_config(path).data == folder
+    assert read_run_config(path).data.data == folder
 
 
 # What is wrong with a folder
@@ -155,7 +166,7 @@ def test_the_folder_stands_in_the_config_of_a_run(folder: Path, tmp_path: Path) 
 def test_a_missing_part_is_named_with_its_flag(folder: Path) -> None:
     (folder / "retain.jsonl").unlink()
     with pytest.raises(CorpusError) as error:
-        inputs.read_corpora(config(folder))
+        read_corpora(config(folder))
     assert str(error.value) == f"{folder} holds no retain.jsonl.\nAdd it, or pass --retain FILE."
     (folder / "forget.jsonl").unlink()
     with pytest.raises(CorpusError) as error:
@@ -164,12 +175,12 @@ def test_a_missing_part_is_named_with_its_flag(folder: Path) -> None:
         f"{folder} holds no forget.jsonl and no forget/*.jsonl.\nAdd it, or pass --forget FILE."
     )
     # An evaluation reads what is there.
-    assert inputs.read_corpora(replace(config(folder), model="./mine"), required=False) == ({}, [])
+    assert read_corpora(config(folder, model="./mine"), required=False) == ({}, [])
 
 
 def test_an_empty_folder_is_answered_with_the_names_it_should_hold(tmp_path: Path) -> None:
     with pytest.raises(CorpusError) as error:
-        inputs.read_corpora(config(tmp_path))
+        read_corpora(config(tmp_path))
     assert str(error.value) == (
         f"{tmp_path} holds neither forget.jsonl nor forget/*.jsonl, retain.jsonl or questions.jsonl.\n"
         "Name the files so, or name each by its own flag: --forget, --retain, --forget-questions."
@@ -228,7 +239,7 @@ def test_an_unknown_set_is_refused_unquoted(folder: Path, name: Any) -> None:
 def test_files_that_cannot_be_used_are_named_with_their_line(folder: Path, content: bytes, message: str) -> None:
     (folder / "forget.jsonl").write_bytes(content)
     with pytest.raises(UsageError) as error:
-        inputs.read_corpora(config(folder))
+        read_corpora(config(folder))
     assert str(folder / "forget.jsonl") in str(error.value)
     assert message in str(error.value)
     assert "secr" not in str(error.value)

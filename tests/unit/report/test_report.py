@@ -71,18 +71,33 @@ def history(steps: int, topics: tuple[str, ...]) -> list[dict[str, Any]]:
                 "topic": topic,
                 "forget_loss": 12.0 * math.exp(-5 * step / steps) * wiggle + 0.05,
                 "retain_loss": 0.02 * done * wiggle if step else 0.0,
-                "forget_norm": {"mean": norm, "median": 0.98 * norm, "max": 1.9 * norm},
-                "retain_norm": {"mean": 7.2, "median": 7.1, "max": 15.0},
-                "target_norm": target,
-                "cos_direction": min(1.0, 0.96 * done * wiggle),
-                "forget_cos_frozen": 1 - 0.7 * done,
-                "retain_cos_frozen": 1 - 0.01 * done,
-                "retain_error": 0.05 * done,
                 "seconds": 0.02,
                 "peak_mb": 310.0,
+                "measures": {
+                    **{f"forget_norm_{name}": k * norm for name, k in (("mean", 1), ("median", 0.98), ("max", 1.9))},
+                    **{f"retain_norm_{name}": value for name, value in (("mean", 7.2), ("median", 7.1), ("max", 15.0))},
+                    "target_norm": target,
+                    "cos_direction": min(1.0, 0.96 * done * wiggle),
+                    "forget_cos_frozen": 1 - 0.7 * done,
+                    "retain_cos_frozen": 1 - 0.01 * done,
+                    "retain_error": 0.05 * done,
+                    "retain_floor": 0.0,
+                    "gradient": 1.5,
+                },
             }
         )
     return rows
+
+
+def of_format_1(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the history as Lethe 0.1 wrote it."""
+    measures = dict(row["measures"])
+    norms = {
+        f"{side}_norm": {name: measures.pop(f"{side}_norm_{name}") for name in ("mean", "median", "max")}
+        for side in ("forget", "retain")
+    }
+    del measures["gradient"]
+    return {**{name: value for name, value in row.items() if name != "measures"}, **norms, **measures}
 
 
 def write_run(folder: Path, **changes: Any) -> Path:
@@ -94,7 +109,7 @@ def write_run(folder: Path, **changes: Any) -> Path:
     )
     trained = changes.pop("trained", (3, 4, 5))
     report: dict[str, Any] = {
-        "format": 1,
+        "format": 2,
         "command": f"lethe unlearn adaptive-rmu --model builtin --layer {trained[-1]} --steps {steps} --out runs/a",
         "model": "builtin",
         "method": {
@@ -398,7 +413,8 @@ def test_the_outcome_in_plain_words(
 
 def test_numbers_that_do_not_exist_are_said_not_drawn(tmp_path: Path) -> None:
     rows = history(6, ("one",))
-    rows[3] |= {"forget_loss": math.nan, "retain_loss": math.inf, "cos_direction": None}
+    rows[3] |= {"forget_loss": math.nan, "retain_loss": math.inf}
+    rows[3]["measures"] |= {"cos_direction": None, "target_norm": math.nan}
     broken = {
         "perplexity/forget": score(math.inf, better="lower", stderr=math.nan),
         "perplexity/retain": score(math.nan, better="lower", stderr=math.nan),
@@ -414,10 +430,32 @@ def test_numbers_that_do_not_exist_are_said_not_drawn(tmp_path: Path) -> None:
 
 
 def test_a_method_without_a_direction_has_no_panel_for_it(tmp_path: Path) -> None:
-    rows = [row | {"cos_direction": None} for row in history(20, ("one",))]
+    rows = history(20, ("one",))
+    for row in rows:
+        del row["measures"]["cos_direction"]
     page = Page(write_report(write_run(tmp_path, **MINIMAL | {"history": rows})))
     assert "Cosine of forget activation to its direction" not in page.text
     assert "Cosine to the untouched activation" in page.text
+
+
+def test_a_method_that_measures_nothing_has_its_losses_alone(tmp_path: Path) -> None:
+    rows = [row | {"measures": {}} for row in history(20, ("one",))]
+    page = Page(write_report(write_run(tmp_path, **MINIMAL | {"history": rows})))
+    assert "Loss" in page.text
+    assert not re.search("Cosine|activation norm", page.text)
+
+
+def test_the_page_of_a_run_of_lethe_0_1_is_the_same(tmp_path: Path) -> None:
+    rows = history(20, ("one", "two"))
+    for row in rows[::3]:
+        row["measures"]["retain_floor"] = 0.4
+    old = [of_format_1(row) for row in rows]
+    for row in old[1::2]:
+        row["cos_direction"] = None
+        del rows[row["step"]]["measures"]["cos_direction"]
+    now = write_report(write_run(tmp_path / "now" / "a", history=rows))
+    before = write_report(write_run(tmp_path / "before" / "a", history=old, format=1))
+    assert Page(now).source == Page(before).source
 
 
 @pytest.mark.parametrize(
@@ -512,8 +550,8 @@ REDO = "Delete it and run the same command again to write it anew."
         (b"[]", "{run}/report.json is not a report of Lethe: it has no 'format' number.\n" + REDO),
         (b"{}", "{run}/report.json is not a report of Lethe: it has no 'format' number.\n" + REDO),
         (
-            b'{"format": 2}',
-            "{run}/report.json was written by a newer Lethe (format 2; this one reads 1).\n"
+            b'{"format": 3}',
+            "{run}/report.json was written by a newer Lethe (format 3; this one reads 2).\n"
             "Upgrade: pip install --upgrade lethe-unlearn",
         ),
         (b'{"format": 1}', "{run}/report.json is not as Lethe writes it: it lacks 'command'.\n" + REDO),

@@ -46,7 +46,7 @@ class Noisy(AdaptiveRMU):
 
 def run(out: Path, rows: int) -> None:
     torch.set_num_threads(1)
-    config = RunConfig(
+    config = RunConfig.of(
         model="builtin",
         layer=2,
         steps=STEPS,

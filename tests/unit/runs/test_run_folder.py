@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ from lethe.runs.config_file import plain
 from lethe.runs.run_folder import RunFolder
 from lethe.solvers.training_state import Checkpoint
 from lethe.system.atomic_files import write_text
-from lethe.types import HistoryRow, Norms
+from lethe.types import HistoryRow
 
-CONFIG = plain(RMU(), RunConfig(model="builtin", steps=5))
+CONFIG = plain(RMU(), RunConfig.of(model="builtin", steps=5))
+
+NORMS = {"mean": 1.0, "median": 0.5, "max": 2.25}
+OTHER_MEASURES = {"target_norm": 3.0, "forget_cos_frozen": 1.0, "retain_cos_frozen": 0.5, "retain_error": 0.0}
+MEASURES = {f"{side}_norm_{name}": value for side in ("forget", "retain") for name, value in NORMS.items()}
+MEASURES |= OTHER_MEASURES
 
 HOLD = """
 import fcntl, sys
@@ -40,21 +46,14 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def row(step: int, topic: str = "one") -> HistoryRow:
-    norms = Norms(mean=1.0, median=0.5, max=2.25)
     return HistoryRow(
         step=step,
         topic=topic,
         forget_loss=0.1 + step,
         retain_loss=1e-9,
-        forget_norm=norms,
-        retain_norm=norms,
-        target_norm=3.0,
-        cos_direction=None if step % 2 else -0.25,
-        forget_cos_frozen=1.0,
-        retain_cos_frozen=0.5,
-        retain_error=0.0,
         seconds=0.01,
         peak_mb=12.5,
+        measures=MEASURES | ({} if step % 2 else {"cos_direction": -0.25}),
     )
 
 
@@ -130,17 +129,17 @@ def test_a_run_that_was_killed_as_it_began_is_no_hindrance(folder: RunFolder) ->
 
 
 OTHERS = {
-    "one setting": (plain(RMU(), RunConfig(model="builtin", steps=6)), "steps is 5 there and 6 here"),
+    "one setting": (plain(RMU(), RunConfig.of(model="builtin", steps=6)), "steps is 5 there and 6 here"),
     "two settings": (
-        plain(RMU(alpha=3.0), RunConfig(model="builtin", steps=5, forget=("a.txt", "b.txt"))),
+        plain(RMU(alpha=3.0), RunConfig.of(model="builtin", steps=5, forget=("a.txt", "b.txt"))),
         "alpha is 1200.0 there and 3.0 here; forget is ['builtin'] there and ['a.txt', 'b.txt'] here",
     ),
     "a method": (
-        plain(AdaptiveRMU(), RunConfig(model="builtin", steps=5)),
+        plain(AdaptiveRMU(), RunConfig.of(model="builtin", steps=5)),
         "beta is not set there and 5.0 here; name is rmu there and adaptive-rmu here; "
         "norm is not set there and first-batch here; steering_coeff is 6.5 there and not set here",
     ),
-    "a version": (CONFIG | {"format": 2}, "format is 1 there and 2 here"),
+    "a version": (CONFIG | {"format": 3}, "format is 2 there and 3 here"),
 }
 
 
@@ -156,7 +155,7 @@ def test_another_run_is_refused_by_what_differs(folder: RunFolder, config: dict[
 
 def test_place_and_version_of_lethe_do_not_make_another_run(folder: RunFolder) -> None:
     kept(folder)
-    moved = plain(RMU(), RunConfig(model="builtin", steps=5, out=Path("elsewhere")))
+    moved = plain(RMU(), RunConfig.of(model="builtin", steps=5, out=Path("elsewhere")))
     assert folder.holds(moved | {"lethe": "0.0.9"})
 
 
@@ -328,6 +327,22 @@ def test_rows_come_back_as_they_were(folder: RunFolder) -> None:
     for each in rows:
         folder.append_history(each)
     assert folder.history(until=4) == rows
+
+
+def test_rows_of_lethe_0_1_are_read(folder: RunFolder) -> None:
+    kept(folder)
+    for step in range(2):
+        line = {
+            "step": step, "topic": "one", "forget_loss": 0.1 + step, "retain_loss": 1e-9,
+            "forget_norm": NORMS, "retain_norm": NORMS, **OTHER_MEASURES,
+            "cos_direction": None if step % 2 else -0.25, "retain_floor": 0.5, "seconds": 0.01, "peak_mb": 12.5,
+        }  # fmt: skip
+        with (folder.path / "history.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    wanted = [replace(row(step), measures={**row(step).measures, "retain_floor": 0.5}) for step in range(2)]
+    assert folder.history(until=2) == wanted
+    # They were written anew, as this version has them.
+    assert folder.history(until=2) == wanted
 
 
 def test_rows_of_steps_that_will_be_repeated_are_removed(folder: RunFolder) -> None:

@@ -54,7 +54,7 @@ def settings(out: Path, **changes: Any) -> RunConfig:
         "limit": 4,
         "evaluate": "none",
     }
-    return RunConfig(**{"model": "builtin", "out": out} | small | changes)
+    return RunConfig.of(**{"model": "builtin", "out": out} | small | changes)
 
 
 def files(folder: Path) -> set[str]:
@@ -113,7 +113,7 @@ def test_a_run_folder_holds_these_files(measured: tuple[Result, Ears]) -> None:
 def test_the_report_has_what_others_read(measured: tuple[Result, Ears]) -> None:
     result, _ = measured
     found = report(result.folder)
-    assert found["format"] == 1
+    assert found["format"] == 2
     assert found["command"] == "lethe unlearn adaptive-rmu"
     assert found["model"] == "builtin"
     assert found["method"] == {
@@ -192,7 +192,7 @@ def test_config_yaml_repeats_the_run(measured: tuple[Result, Ears], tmp_path: Pa
     result, _ = measured
     method, config = read_config(result.folder / "config.yaml")
     assert (method, config) == (METHOD, settings(result.folder, evaluate="all"))
-    again = unlearn(method, replace(config, evaluate="none", out=tmp_path / "again"))
+    again = unlearn(method, config.changed(evaluate="none", out=tmp_path / "again"))
     assert again.patch.tensors.keys() == result.patch.tensors.keys()
     assert all(torch.equal(again.patch.tensors[name], value) for name, value in result.patch.tensors.items())
 

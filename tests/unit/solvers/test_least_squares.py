@@ -20,7 +20,7 @@ from lethe.solvers import least_squares
 from lethe.solvers.gradient import Gradient
 from lethe.solvers.least_squares import Rows, Term, choose_lam, losses, solve, solve_shift
 from lethe.solvers.one_matrix import edited, matrix_inputs
-from lethe.solvers.pooled import Pooled
+from lethe.solvers.pooled import Recipe
 from lethe.solvers.sums import Moments, forget_moments, retain_moments
 from lethe.types import Batch, Topic
 
@@ -324,7 +324,7 @@ def test_no_training_of_the_matrix_gets_lower(layers: LayerSlice, schedule: Sche
     rows: list[Any] = []
 
     found = solved(layers, method, forget, retain, lam=1e-7)
-    Gradient(lr=3e-3).solve(layers, method, schedule, torch.Generator().manual_seed(0), on_row=rows.append)
+    Gradient(lr=3e-3).train(layers, method, schedule, torch.Generator().manual_seed(0), on_row=rows.append)
 
     trained = [row.forget_loss + method.alpha * row.retain_loss for row in rows]
     assert found.before == pytest.approx(trained[0], rel=1e-5)
@@ -357,7 +357,7 @@ def test_the_published_recipe_does_not_get_lower() -> None:
     original = random(WIDTH, INPUTS, seed=4)
 
     best = solve([term], [], alpha=0.0, lam=1e-8)
-    fit = Pooled().fit(original.float(), x.float(), y.float(), torch.Generator().manual_seed(0))
+    fit = Recipe().fit(original.float(), x.float(), y.float(), torch.Generator().manual_seed(0))
 
     trained, _ = losses(fit.delta.double(), [term], [])
     assert trained < 0.95 * best.before

@@ -11,7 +11,7 @@ from lethe.methods.rsv import RSV
 from lethe.model.layers import trainable_names
 from lethe.model.slice import LayerSlice
 from lethe.solvers.one_matrix import matrix, matrix_inputs
-from lethe.solvers.pooled import Pooled, collect_rows
+from lethe.solvers.pooled import Recipe, collect_rows
 from lethe.types import Topic
 
 
@@ -50,7 +50,7 @@ def test_it_is_the_published_loop() -> None:
         schedule.step()
         losses.append(seen / 150)
 
-    found = Pooled().fit(start, x, residual, rng())
+    found = Recipe().fit(start, x, residual, rng())
 
     torch.testing.assert_close(found.delta, layer.weight.detach() - start, rtol=1e-4, atol=1e-5)
     assert found.losses == pytest.approx(losses, rel=1e-5)
@@ -61,7 +61,7 @@ def test_the_loss_falls_and_the_original_matrix_stays_as_it_was() -> None:
     x, start = random(400, 10, seed=1), random(4, 10, seed=3)
     before = start.clone()
 
-    found = Pooled().fit(start, x, 0.1 * x @ random(4, 10, seed=4).T, rng())
+    found = Recipe().fit(start, x, 0.1 * x @ random(4, 10, seed=4).T, rng())
 
     assert found.losses[-1] < 0.1 * found.losses[0]
     assert torch.equal(start, before)
@@ -70,7 +70,7 @@ def test_the_loss_falls_and_the_original_matrix_stays_as_it_was() -> None:
 def test_the_same_seed_gives_the_same_edit_and_another_seed_another() -> None:
     given = random(4, 10, seed=3), random(150, 10, seed=1), random(150, 4, seed=2)
 
-    one, again, other = (Pooled(epochs=2).fit(*given, rng(seed)).delta for seed in (0, 0, 1))
+    one, again, other = (Recipe(epochs=2).fit(*given, rng(seed)).delta for seed in (0, 0, 1))
 
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_edit_and_another_seed_another() -> None:
 def test_a_matrix_in_bf16_is_trained_in_fp32() -> None:
     given = random(4, 10, seed=3).bfloat16(), random(150, 10, seed=1), random(150, 4, seed=2)
 
-    found = Pooled(epochs=1).fit(*given, rng())
+    found = Recipe(epochs=1).fit(*given, rng())
 
     assert found.delta.dtype == torch.float32
     assert found.delta.abs().max() < 0.1
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     residual[7, 1] = torch.inf
 
     with pytest.raises(DivergedError, match="diverged in epoch 0"):
-        Pooled().fit(random(4, 10, seed=3), random(150, 10, seed=1), residual, rng())
+        Recipe().fit(random(4, 10, seed=3), random(150, 10, seed=1), residual, rng())
 
 
 @pytest.mark.parametrize("method", [RSV(steering_coeff=4.0), AdaptiveRMU(beta=2.0, norm="token")])
@@ -117,7 +117,7 @@ def test_rows_fit_the_matrix_of_the_model(layers: LayerSlice, tiny_batch: Any) -
     topic = Topic(name="a", batches=(tiny_batch((9, 9), seed=1),))
     x, residual = collect_rows(layers, RSV(steering_coeff=1.0), [topic], [tiny_batch((9, 9), seed=2)], rng())
 
-    found = Pooled(epochs=40).fit(matrix(layers), x, residual, rng())
+    found = Recipe(epochs=40).fit(matrix(layers), x, residual, rng())
 
     assert found.delta.shape == (32, 64)
     assert found.losses[-1] < 0.5 * found.losses[0]

@@ -16,7 +16,7 @@ from lethe.sweeps.halving import Rung, halve, ladder
 from lethe.sweeps.page import table, write_page
 from lethe.sweeps.spec import Sweep
 
-CONFIG = RunConfig(model="builtin", forget=("builtin:exploits",), steps=100)
+CONFIG = RunConfig.of(model="builtin", forget=("builtin:exploits",), steps=100)
 EMPTY_REPORT = {
     "format": 1, "command": "", "model": "builtin", "method": {"name": "adaptive-rmu", "source": "", "fields": {}},
     "config": {}, "history": [], "environment": {}, "timing": {"train": {"seconds": 0.5, "peak_mb": 1.0}},
@@ -26,8 +26,9 @@ EMPTY_REPORT = {
 
 
 def spec(out: Path, *words: str, **changes: Any) -> Sweep:
-    axes = parse(words or ("beta=1,2,3,4,5,6,7,8,9",), AdaptiveRMU())
-    return Sweep(method=AdaptiveRMU(), axes=axes, out=out, **{"config": CONFIG, "halving": True} | changes)
+    own = {"config": CONFIG, "halving": True} | changes
+    axes = parse(words or ("beta=1,2,3,4,5,6,7,8,9",), AdaptiveRMU(), own["config"])
+    return Sweep(method=AdaptiveRMU(), axes=axes, out=out, **own)
 
 
 def rigged(
@@ -77,7 +78,7 @@ def test_the_best_by_the_mean_over_seeds_go_on(tmp_path: Path) -> None:
     assert not failed
     assert [phase for phase, _ in heard] == ["rung 1, 33 steps", "cells"]
     assert [{cell.settings["beta"] for cell in cells} for _, cells in heard] == [set(range(1, 10)), {5, 6, 7}]
-    assert [{(cell.config.steps, cell.config.out.parent) for cell in cells} for _, cells in heard] == [
+    assert [{(cell.config.settings()["steps"], cell.config.out.parent) for cell in cells} for _, cells in heard] == [
         {(33, tmp_path / "rungs" / "33")},
         {(100, tmp_path / "cells")},
     ]
@@ -91,7 +92,9 @@ def test_the_best_by_the_mean_over_seeds_go_on(tmp_path: Path) -> None:
 
 
 def test_equal_settings_at_the_cut_are_told(tmp_path: Path) -> None:
-    found, _ = halve(spec(tmp_path), rigged(lambda cell: (1.0, 0.5 if cell.config.steps == 100 else 1.0), []))
+    found, _ = halve(
+        spec(tmp_path), rigged(lambda cell: (1.0, 0.5 if cell.config.settings()["steps"] == 100 else 1.0), [])
+    )
     assert "After 33 steps settings that went on and others that stopped were equal" in found.how
     assert "if none does (here none does), the one that keeps most" in str(table(found).caption)
 
@@ -127,13 +130,13 @@ def test_what_diverged_on_a_rung_does_not_go_on(tmp_path: Path) -> None:
     [
         (("beta=1,2,3",), CONFIG, "the grid has no more than 3"),
         (("beta=1,2,3,4", "steps=10,20"), CONFIG, "'steps' cannot stand in the grid"),
-        (("beta=1,2,3,4",), replace(CONFIG, solver="ridge"), "--solver ridge takes no steps"),
+        (("beta=1,2,3,4",), CONFIG.changed(solver="ridge"), "--solver ridge takes no steps"),
         (("beta=1,2,3,4", "solver=gradient,ridge"), CONFIG, "--solver ridge takes no steps"),
-        (("beta=1,2,3,4",), replace(CONFIG, steps=5), r"has 1 of 5 steps, and needs 2\.\nPass --steps 6 or more"),
+        (("beta=1,2,3,4",), CONFIG.changed(steps=5), r"has 1 of 5 steps, and needs 2\.\nPass --steps 6 or more"),
         (
             (),
             # The built-in corpus is two topics.
-            replace(CONFIG, steps=10, forget=("builtin",)),
+            CONFIG.changed(steps=10, forget=("builtin",)),
             r"9 settings has 3 of 10 steps, and needs 4\.\nPass --steps 12",
         ),
     ],
@@ -147,4 +150,4 @@ def test_grids_that_halving_can_do_nothing_with_are_refused(
 
 def test_nothing_measured_is_nothing_to_choose_by(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing is measured"):
-        spec(tmp_path, config=replace(CONFIG, evaluate="none"))
+        spec(tmp_path, config=CONFIG.changed(evaluate="none"))

@@ -80,8 +80,9 @@ def spec(place: Path, out: Path, *words: str, method: AdaptiveRMU = METHOD, **ch
         "evaluate": "none",
         "out": out,
     }
-    axes = parse(words or ("layer=1,3", "beta=2,5"), method)
-    return Sweep(method=method, config=RunConfig(**config | changes), axes=axes, out=out, engine="ray")
+    run = RunConfig.of(**config | changes)
+    axes = parse(words or ("layer=1,3", "beta=2,5"), method, run)
+    return Sweep(method=method, config=run, axes=axes, out=out, engine="ray")
 
 
 def reports(out: Path) -> dict[str, int]:
@@ -140,7 +141,7 @@ def test_a_killed_worker_loses_no_cell_and_cells_equal_local_ones(cluster: None,
     assert found.failed == {}
     for cell in made.cells():
         alone = tmp_path / cell.name
-        unlearn(cell.method, replace(cell.config, out=alone), command="lethe sweep")
+        unlearn(cell.method, cell.config.changed(out=alone), command="lethe sweep")
         for name in ("patch.safetensors", "per_example.json"):
             assert (alone / name).read_bytes() == (cell.config.out / name).read_bytes()
         assert {file.name for file in alone.iterdir()} == {file.name for file in cell.config.out.iterdir()}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from test_halving import EMPTY_REPORT
 
-from lethe import AdaptiveRMU, RunConfig
+from lethe import AdaptiveRMU, Gradient, RunConfig
 from lethe.errors import InvalidValueError, RunFolderError, UsageError
 from lethe.sweeps.grid import Cell, parse
 from lethe.sweeps.optuna_search import JOURNAL, search
@@ -18,8 +18,9 @@ from lethe.sweeps.spec import Sweep
 
 
 def spec(out: Path, *words: str, **changes: Any) -> Sweep:
-    own: dict[str, Any] = {"trials": 12, "engine": "optuna", "config": RunConfig(model="builtin")} | changes
-    axes = parse(words or ("beta=1..10", "lr=1e-5..1e-3:log", "layer=3..7", "train_modules=a,b+c"), AdaptiveRMU())
+    own: dict[str, Any] = {"trials": 12, "engine": "optuna", "config": RunConfig.of(model="builtin")} | changes
+    words = words or ("beta=1..10", "lr=1e-5..1e-3:log", "layer=3..7", "train_modules=a,b+c")
+    axes = parse(words, AdaptiveRMU(), own["config"])
     return Sweep(method=AdaptiveRMU(), axes=axes, out=out, **own)
 
 
@@ -60,10 +61,11 @@ def test_proposals_keep_to_their_ranges_and_choices(tmp_path: Path) -> None:
     for cell in cells:
         method, config = cell.method, cell.config
         assert 1 <= method.beta <= 10  # type: ignore[attr-defined]
-        assert 1e-5 <= config.lr <= 1e-3
+        assert isinstance(config.solver, Gradient)
+        assert 1e-5 <= config.solver.lr <= 1e-3
         assert 3 <= config.layer <= 7
         assert config.train_modules in (("a",), ("b", "c"))
-        assert float(f"{config.lr:.4g}") == config.lr
+        assert float(f"{config.solver.lr:.4g}") == config.solver.lr
     assert len({cell.config.train_modules for cell in cells}) == 2
     assert {cell.config.seed for cell in cells} == {0, 1}
 
@@ -168,7 +170,7 @@ def test_without_optuna_the_command_that_installs_it_is_named(tmp_path: Path, mo
         (("beta=1..10",), {"calibrate": 0.9}, UsageError, "Leave --calibrate out"),
         (
             ("beta=1..10",),
-            {"config": RunConfig(model="builtin", evaluate="none")},
+            {"config": RunConfig.of(model="builtin", evaluate="none")},
             UsageError,
             "nothing is measured",
         ),

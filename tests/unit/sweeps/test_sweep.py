@@ -82,20 +82,21 @@ def settings(place: Path, out: Path, **changes: Any) -> RunConfig:
         "forget_questions": place / "forget-questions.jsonl",
         "retain_questions": place / "retain-questions.jsonl",
         "layer": 2,
-        "steps": 4,
         "batch_size": 2,
         "max_length": (16,),
-        "lr": 1e-2,
         "threads": 1,
         "out": out,
     }
-    return RunConfig(**config | changes)
+    if changes.get("solver", "gradient") == "gradient":
+        config |= {"steps": 4, "lr": 1e-2}
+    return RunConfig.of(**config | changes)
 
 
 def spec(place: Path, out: Path, *words: str, method: SteeringMethod = METHOD, **changes: Any) -> Sweep:
     own = {name: changes.pop(name) for name in list(changes) if name in Sweep.__dataclass_fields__}
     words = words or ("layer=1,3", "beta=2,5")
-    return Sweep(method=method, config=settings(place, out, **changes), axes=parse(words, method), out=out, **own)
+    config = settings(place, out, **changes)
+    return Sweep(method=method, config=config, axes=parse(words, method, config), out=out, **own)
 
 
 def same_run(a: Path, b: Path) -> None:
@@ -122,7 +123,7 @@ def test_a_cell_equals_the_same_run_made_alone(
 ) -> None:
     made = swept[0].cells()[cell]
     alone = tmp_path / made.name
-    unlearn(made.method, RunConfig(**{**vars(made.config), "out": alone}))
+    unlearn(made.method, made.config.changed(out=alone))
     same_run(alone, made.config.out)
 
 
@@ -141,7 +142,7 @@ def test_every_way_to_share_changes_nothing(
     made = spec(place, tmp_path / "sweep", *words, method=method, **changes)
     sweep(made)
     for cell in (made.cells()[0], made.cells()[-1]):
-        unlearn(cell.method, RunConfig(**{**vars(cell.config), "out": tmp_path / cell.name}))
+        unlearn(cell.method, cell.config.changed(out=tmp_path / cell.name))
         same_run(tmp_path / cell.name, cell.config.out)
     assert not (tmp_path / "sweep" / "cache").exists()
 
@@ -234,8 +235,8 @@ def test_what_is_no_number_or_lost_a_seed_comes_last() -> None:
 def test_a_cell_is_compared_with_its_own_base_and_means_need_numbers(place: Path, tmp_path: Path) -> None:
     made = spec(place, tmp_path, "batch_size=1,2", "lr=1e-3,1e-2", seeds=(0, 1))
     for cell in made.cells():
-        before = 10.0 if cell.config.batch_size == 1 else 40.0
-        after = math.nan if cell.config.lr == 1e-2 and cell.config.seed else 20.0
+        before = 10.0 if cell.config.batching.batch_size == 1 else 40.0
+        after = math.nan if cell.config.settings()["lr"] == 1e-2 and cell.config.seed else 20.0
         row = {"stderr": 0.1, "n": 9, "better": "lower"}
         scores = {
             when: {f"perplexity/{name}": {"value": value, **row} for name in ("forget", "retain")}
@@ -285,7 +286,7 @@ def test_a_cell_that_diverged_leaves_nothing_to_the_next(place: Path, tmp_path: 
     found = sweep(spec(place, tmp_path / "s", "lr=1e30,1e-2", layer=1, evaluate="none"))
     assert set(found.failed) == {"lr-1e+30_seed-0"}
     (cell,) = (cell for cell in spec(place, tmp_path / "s", "lr=1e-2", layer=1, evaluate="none").cells())
-    unlearn(cell.method, replace(cell.config, out=tmp_path / "alone"))
+    unlearn(cell.method, cell.config.changed(out=tmp_path / "alone"))
     same_run(tmp_path / "alone", cell.config.out)
 
 
@@ -397,7 +398,7 @@ def test_halving_trains_the_best_to_the_end(place: Path, tmp_path: Path) -> None
     # A run that went to the end is the one that is made without halving.
     whole = full[0]
     alone = next(cell for cell in made.cells() if cell.name == whole.name)
-    unlearn(alone.method, RunConfig(**{**vars(alone.config), "out": tmp_path / whole.name}))
+    unlearn(alone.method, alone.config.changed(out=tmp_path / whole.name))
     same_run(tmp_path / whole.name, whole)
     with pytest.raises(RunFolderError, match="halving is True there and not set here"):
         sweep(spec(place, made.out, "beta=2,3,5,8", steps=6, limit=2))
@@ -558,7 +559,8 @@ def test_settings_that_do_not_go_together_are_refused(
 
 def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = settings(place, tmp_path / "s")
-    flags = f"--model {config.model} --forget {config.forget[0]} --retain {config.retain} --steps 2 --batch-size 2"
+    data = config.data
+    flags = f"--model {config.base.model} --forget {data.forget[0]} --retain {data.retain} --steps 2 --batch-size 2"
     command = f"sweep rmu {flags} --max-length 16 --evaluate none --out {config.out} --grid"
     for words, code in (("layer=2 steering_coeff=1,2 --seeds 0 1 --json", 0), ("laier=1", 2), ("", 2)):
         with pytest.raises(SystemExit) as end:

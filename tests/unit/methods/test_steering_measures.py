@@ -1,12 +1,15 @@
 import dataclasses
+import json
 import math
 from typing import Any
 
 import pytest
 import torch
-from lethe.solvers.history import measure, row, stalled
 
-from lethe.types import Activation, HistoryRow, Norms
+from lethe.methods._steering_measures import of_forget, of_retain, stalled
+from lethe.methods.protocol import Side
+from lethe.methods.rmu import RMU
+from lethe.types import Activation, Batch, HistoryRow
 
 
 @pytest.fixture
@@ -26,15 +29,15 @@ def given() -> dict[str, Any]:
         "frozen_retain": activation(frozen_retain),
         "target": target,
         "direction": torch.randn(4, generator=rng),
-        "forget_loss": torch.tensor(2.0),
-        "retain_loss": torch.tensor(0.5),
-        "gradients": [torch.tensor([[3.0]]), torch.tensor([[0.0, 4.0]])],
     }
 
 
 def measured(given: dict[str, Any]) -> dict[str, float]:
-    names = ("forget", "retain", "frozen_forget", "frozen_retain", "target", "direction")
-    return measure(*(given[name] for name in names), **{k: v for k, v in given.items() if k not in names})
+    found = {
+        **of_forget(given["forget"], given["frozen_forget"], given["target"], given["direction"]),
+        **of_retain(given["retain"], given["frozen_retain"]),
+    }
+    return {name: value.item() for name, value in found.items()}
 
 
 def test_measures_are_the_plain_formulas_over_counted_tokens(given: dict[str, Any]) -> None:
@@ -47,19 +50,16 @@ def test_measures_are_the_plain_formulas_over_counted_tokens(given: dict[str, An
         return ((a * b).sum(-1) / a.norm(dim=-1) / b.norm(dim=-1)).mean().item()
 
     expected = {
-        "forget_loss": 2.0,
-        "retain_loss": 0.5,
-        "gradient": 5.0,
         "target_norm": given["target"][mask].norm(dim=-1).mean().item(),
         "forget_cos_frozen": cosine(forget, frozen_forget),
         "retain_cos_frozen": cosine(retain, frozen_retain),
         "retain_error": ((retain - frozen_retain).norm(dim=-1) / frozen_retain.norm(dim=-1)).mean().item(),
-        "forget_mean": forget.norm(dim=-1).mean().item(),
-        "forget_median": forget.norm(dim=-1).median().item(),
-        "forget_max": forget.norm(dim=-1).max().item(),
-        "retain_mean": retain.norm(dim=-1).mean().item(),
-        "retain_median": retain.norm(dim=-1).median().item(),
-        "retain_max": retain.norm(dim=-1).max().item(),
+        "forget_norm_mean": forget.norm(dim=-1).mean().item(),
+        "forget_norm_median": forget.norm(dim=-1).median().item(),
+        "forget_norm_max": forget.norm(dim=-1).max().item(),
+        "retain_norm_mean": retain.norm(dim=-1).mean().item(),
+        "retain_norm_median": retain.norm(dim=-1).median().item(),
+        "retain_norm_max": retain.norm(dim=-1).max().item(),
         "cos_direction": cosine(forget, given["direction"].expand_as(forget)),
     }
     assert measured(given) == pytest.approx(expected, rel=1e-5)
@@ -80,22 +80,44 @@ def test_one_target_for_all_tokens_and_no_direction(given: dict[str, Any]) -> No
 
     assert found["target_norm"] == pytest.approx(6)
     assert "cos_direction" not in found
-    assert row(found, step=3, topic="t", seconds=0.1, peak_mb=5.0).cos_direction is None
+
+
+def test_a_method_writes_them_down_beside_its_losses(given: dict[str, Any]) -> None:
+    mask = given["forget"].mask
+    batch = Batch(input_ids=torch.zeros(2, 3, dtype=torch.long), attention_mask=mask, mask=mask)
+    method = RMU(steering_coeff=3.0, alpha=10.0)
+    state = {"direction": given["direction"] / given["direction"].norm()}
+
+    forget = method.forget_loss(Side(batch=batch, frozen=given["frozen_forget"], now=given["forget"]), state)
+    retain = method.retain_loss(
+        Side(batch=batch, frozen=given["frozen_retain"], now=given["retain"]), state, torch.Generator()
+    )
+
+    target = (3.0 * state["direction"])[None, None]
+    expected = measured({**given, "target": target, "direction": state["direction"]}) | {"retain_floor": 0.0}
+    found = {name: value.item() for name, value in {**forget.measures, **retain.measures}.items()}
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert forget.measures.keys().isdisjoint(retain.measures.keys())
+    assert forget.loss.item() == pytest.approx((given["forget"].h - target)[mask].square().mean().item(), rel=1e-6)
+    assert method.shown.format(**found) == f"norm {found['forget_norm_mean']:.3g} of 3"
 
 
 def test_a_row_holds_every_measure_once(given: dict[str, Any]) -> None:
     found = measured(given)
 
-    made = row(found, step=3, topic="t", seconds=0.1, peak_mb=5.0).as_dict()
+    row = HistoryRow(step=3, topic="t", forget_loss=2.0, retain_loss=0.5, seconds=0.1, peak_mb=5.0, measures=found)
 
-    flat = {f"{side}_{k}": v for side in ("forget", "retain") for k, v in made.pop(f"{side}_norm").items()}
-    assert made | flat | {"gradient": found["gradient"]} == found | {
+    made = row.as_dict()
+    assert made.pop("measures") == found
+    assert made == {
         "step": 3,
         "topic": "t",
+        "forget_loss": 2.0,
+        "retain_loss": 0.5,
         "seconds": 0.1,
         "peak_mb": 5.0,
-        "retain_floor": 0.0,
     }
+    assert HistoryRow.of(json.loads(json.dumps(row.as_dict()))) == row
 
 
 # --- warnings
@@ -116,15 +138,10 @@ def history(
             topic=topic,
             forget_loss=1.0,
             retain_loss=0.0,
-            forget_norm=Norms(mean=norm, median=norm, max=norm),
-            retain_norm=Norms(mean=1.0, median=1.0, max=1.0),
-            target_norm=target,
-            cos_direction=None if cosines is None else between(cosines, i),
-            forget_cos_frozen=1.0,
-            retain_cos_frozen=1.0,
-            retain_error=0.0,
             seconds=0.1,
             peak_mb=1.0,
+            measures={"forget_norm_mean": norm, "target_norm": target}
+            | ({} if cosines is None else {"cos_direction": between(cosines, i)}),
         )
 
     return [at(i) for i in range(steps)]
@@ -168,6 +185,7 @@ def test_each_topic_is_judged_by_itself() -> None:
     (warning,) = stalled(rows)
 
     assert warning.startswith("topic cyber: ")
+    assert RMU().warnings(rows) == (warning,)
 
 
 def test_moving_away_is_no_movement_towards_the_target() -> None:
