@@ -104,7 +104,7 @@ class Patch:
         again = "Make or copy the patch again."
 
         def damaged(reason: str) -> PatchError:
-            return PatchError(f"{path} is corrupt or cut short: {reason}.\n{again}")
+            return PatchError(f"{path} is corrupt or cut short: {reason}\n{again}")
 
         with tensor_file.reading(path, damaged) as (tensors, about):
             if not about:
