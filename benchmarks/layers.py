@@ -21,8 +21,8 @@ from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.model.layers import trainable_names
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
+from lethe.suites.builtin import Builtin
 from lethe.suites.world.exam import questions
-from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import EvalSet
 
 LAYERS = range(2, 12)
@@ -61,7 +61,7 @@ def cell(
     seed: int,
     split: str,
 ) -> dict[str, float]:
-    config = RunConfig(model="builtin", seed=seed, **{**ON_BUILTIN, "layer": layer})
+    config = RunConfig(model="builtin", seed=seed, **{**Builtin.suits, "layer": layer})
     forget, retain = inputs.read_corpora(config)
     plan = inputs.training_schedule(config, forget, retain, tokenizer)
     names = [trainable_names(model, trained) for trained in config.trained_layers]

@@ -24,7 +24,7 @@ from lethe.model.swap import restore
 from lethe.report.noise_recovery import recovery
 from lethe.runs import inputs
 from lethe.runs.config_file import method_name
-from lethe.suites.world.settings import ON_BUILTIN
+from lethe.suites.builtin import Builtin
 from lethe.types import Scores
 
 METHODS = (
@@ -65,7 +65,7 @@ def measured(subject: LoadedModel, sets: dict[str, Any], trigger: Trigger) -> di
 
 
 def cell(method: SteeringMethod | None, seed: int) -> dict[str, list[float]]:
-    config = RunConfig(model="builtin", seed=seed, **ON_BUILTIN)
+    config = RunConfig(model="builtin", seed=seed, **Builtin.suits)
     model = load_model(inputs.model_source("builtin"), dtype=torch.float32)
     tokenizer = load_tokenizer(model.name_or_path)
     forget, retain = inputs.read_corpora(config)

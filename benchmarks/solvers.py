@@ -25,9 +25,9 @@ from lethe.metrics.refusal import RefusalRate
 from lethe.metrics.rouge import Rouge1Recall
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
+from lethe.suites.builtin import Builtin
 from lethe.suites.world import exam as world
 from lethe.suites.world.generator import DECLINES
-from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import EvalSet, Question, Scores
 
 METRICS = {"MC": MultipleChoice(), "EM": ExactMatch(), "R1": Rouge1Recall(), "refused": RefusalRate(refusals=DECLINES)}
@@ -78,7 +78,7 @@ def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, spli
     seconds, originals = 0.0, {}
     if method is not None:
         with tempfile.TemporaryDirectory() as folder:
-            settings = {**ON_BUILTIN, **changes, "seed": seed, "evaluate": "none", "out": Path(folder) / "run"}
+            settings = {**Builtin.suits, **changes, "seed": seed, "evaluate": "none", "out": Path(folder) / "run"}
             started = time.perf_counter()
             result = unlearn(method, RunConfig(model="builtin", **settings))
             seconds = time.perf_counter() - started

@@ -18,9 +18,8 @@ from lethe.cli import console, main
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.model.loading import load_model
 from lethe.model.patch import Patch
-from lethe.runs import defaults
 from lethe.suites import world
-from lethe.suites.world import settings as settings_module
+from lethe.suites.builtin import Builtin
 
 SHORT = "--layer 2 --steps 4 --max-length 24 --lr 1e-3"
 FOREIGN = f"unlearn rmu --model tiny --forget forget.jsonl --retain retain.txt {SHORT}"
@@ -207,7 +206,7 @@ def test_stdout_is_one_json_object(command: str, keys: set[str], lethe: Lethe) -
 
 
 def test_demo_prints_the_same_as_its_report(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "ON_BUILTIN", {**settings_module.ON_BUILTIN, "steps": 2, "limit": 4})
+    monkeypatch.setattr(Builtin, "suits", {**Builtin.suits, "steps": 2, "limit": 4})
     found = json.loads(lethe("demo --out demo --json"))
     report = json.loads(Path("demo/report.json").read_text())
     assert (found["before"], found["after"]) == (report["before"], report["after"])

@@ -101,7 +101,7 @@ def make_work(topics: tuple[Topic, ...], retain: tuple[Batch, ...]) -> MakeWork:
         return Work(
             name="request",
             seed=seed,
-            slice=lambda: LayerSlice(model, trained[0], LAYER + 1, sum(names.values(), ())),
+            view=lambda: LayerSlice(model, trained[0], LAYER + 1, sum(names.values(), ())),
             layers=lambda: tuple(LayerSlice(model, layer, layer + 1, names[layer]) for layer in trained),
             schedule=schedule,
             rows=lambda: (topics, retain),

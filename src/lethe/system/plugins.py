@@ -33,8 +33,8 @@ def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
 
 
 def kebab(name: str) -> str:
-    """CamelCase to kebab-case: `AdaptiveRMU` is `adaptive-rmu`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+    """CamelCase to kebab-case: `AdaptiveRMU` is `adaptive-rmu`; one letter at the end stays: `AdamW` is `adamw`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z](?!$))|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 
 def name_of(kind: type) -> str:

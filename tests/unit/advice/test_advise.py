@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from lethe.suites.world.settings import ON_BUILTIN
 
 from lethe.advice.advise import Advice, advise, choose, choose_alpha
 from lethe.advice.layer_readings import LayerReading, Samples, read_layers, separate
 from lethe.errors import CorpusError
 from lethe.runs.config import RunConfig
+from lethe.suites.builtin import Builtin
 from lethe.system.progress import Progress
 
-BUILTIN = RunConfig.of(model="builtin", **ON_BUILTIN)
+BUILTIN = RunConfig.of(model="builtin", **Builtin.suits)
 
 
 @pytest.fixture(scope="module")

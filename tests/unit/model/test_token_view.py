@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lethe.errors import InvalidLayerError, ReplayError
-from lethe.model.hooks import changing
+from lethe.model.hooks import changed
 from lethe.model.layers import trainable_names
 from lethe.model.recordings import Store
 from lethe.model.slice import LayerSlice, SeveralLayers
@@ -96,7 +96,7 @@ def test_a_disturbance_is_a_hook_on_the_full_model(tiny_model: Any, batch: Batch
     found = view(recording, {number: added}).of_tokens[:, 1:]
 
     before = model.model.layers[number] if number >= 0 else model.model.embed_tokens
-    with changing(before, lambda h: h + added):
+    with changed(before, lambda h: h + added):
         expected = log_probs(model, batch)
     assert torch.equal(found, expected)
     (mine,), (theirs,) = (torch.autograd.grad(value.sum(), added) for value in (found, expected))
@@ -111,7 +111,7 @@ def test_a_slice_takes_disturbances_too_and_refuses_one_outside(tiny_model: Any,
     first, inside = noise(model, batch, 0), noise(model, batch, 1)
 
     assert torch.equal(layers(recording, first), layers(recording, {0: first}))
-    with changing(model.model.layers[0], lambda h: h + first), changing(model.model.layers[2], lambda h: h + inside):
+    with changed(model.model.layers[0], lambda h: h + first), changed(model.model.layers[2], lambda h: h + inside):
         expected = model(batch.input_ids, batch.attention_mask.long(), output_hidden_states=True).hidden_states[4]
     assert torch.equal(layers(recording, {0: first, 2: inside}), expected)
     with pytest.raises(InvalidLayerError, match=r"at layer 4 lies outside the replayed layers 1\.\.3"):

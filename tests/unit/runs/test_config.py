@@ -21,7 +21,7 @@ from lethe.runs.config_file import method_class, method_name, plain, read_config
 from lethe.solvers.gradient import Gradient
 from lethe.solvers.pooled import Pooled
 from lethe.solvers.ridge import Ridge
-from lethe.suites.world import settings as configs
+from lethe.suites.builtin import Builtin
 
 METHODS = "Methods: adaptive-rmu, lunar, rmu, rsv. See `lethe ls methods`."
 
@@ -684,7 +684,7 @@ def test_a_config_of_lethe_0_1_without_a_model(tmp_path: Path) -> None:
 
 
 def test_what_suits_the_built_in_model_are_settings_of_a_run() -> None:
-    assert RunConfig.of(model="builtin", **configs.ON_BUILTIN).layer == 5
+    assert RunConfig.of(model="builtin", **Builtin.suits).layer == 5
 
 
 def test_as_published_is_written_as_it_is_run() -> None:

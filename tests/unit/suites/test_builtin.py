@@ -12,7 +12,7 @@ from lethe.runs.config import RunConfig
 from lethe.suites.builtin import Builtin
 from lethe.suites.muse import MUSE
 from lethe.suites.protocol import Suite, SuiteWithModel
-from lethe.suites.world import exam, settings
+from lethe.suites.world import exam
 from lethe.suites.world.generator import DECLINES
 from lethe.system.plugins import discover
 
@@ -44,5 +44,5 @@ def test_topics_and_prompts() -> None:
 
 
 def test_settings_of_a_method_come_after_those_of_every_run() -> None:
-    assert Builtin().settings() == Builtin().settings("mine") == settings.ON_BUILTIN
-    assert Builtin().settings("lunar") == {**settings.ON_BUILTIN, "alpha": 10.0, "layer": 8, "lam": 1e-2}
+    assert RunConfig.of(model="builtin", **Builtin.suits).layer == 5
+    assert Builtin.suits_methods["lunar"] == {"alpha": 10.0, "layer": 8, "lam": 1e-2}
