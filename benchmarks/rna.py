@@ -14,15 +14,13 @@ import torch
 import tyro
 
 from lethe import RMU, RSV, AdaptiveRMU, Gradient, LoadedModel, RunConfig, SteeringMethod
-from lethe.evaluation import eval_sets
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
 from lethe.metrics.trigger import Trigger
-from lethe.model.loading import load_model, load_tokenizer
 from lethe.model.swap import restore
 from lethe.report.noise_recovery import recovery
-from lethe.runs import inputs
 from lethe.runs.config_file import method_name
+from lethe.runs.workspace import Workspace
 from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import Scores
 
@@ -64,17 +62,17 @@ def measured(subject: LoadedModel, sets: dict[str, Any]) -> dict[str, list[float
 
 
 def cell(method: SteeringMethod | None, seed: int) -> dict[str, list[float]]:
-    config = RunConfig(model="builtin", seed=seed, **ON_BUILTIN)
-    model = load_model(inputs.model_source("builtin"), dtype=torch.float32)
-    tokenizer = load_tokenizer(model.name_or_path)
-    forget, retain = inputs.read_corpora(config)
-    found = eval_sets.sets(config, forget, retain)
-    sets = {data.name: data for data in eval_sets.with_keywords(found, config, forget, retain, tokenizer)}
+    config = RunConfig.of(model="builtin", device="cpu", dtype="float32", seed=seed, **ON_BUILTIN)
+    assert isinstance(config.solver, Gradient)
+    workspace = Workspace(config.base)
+    model, tokenizer = workspace.model(), workspace.tokenizer
+    corpora = workspace.corpora(config.data, "texts")
+    sets = {data.name: data for data in workspace.sets(config, corpora)}
     if method is None:
         return measured(LoadedModel(model=model, tokenizer=tokenizer), sets)
-    plan = inputs.training_schedule(config, forget, retain, tokenizer)
-    layers = inputs.load_slice(config, torch.device("cpu"), torch.float32)
-    Gradient(lr=config.lr).solve(layers, method, plan, torch.Generator().manual_seed(seed))
+    plan = workspace.schedule(config, corpora, config.solver.steps, config.solver.accumulate)
+    layers = workspace.slice(config)
+    config.solver.train(layers, method, plan, torch.Generator().manual_seed(seed))
     restore(model, layers.delta())
     return measured(LoadedModel(model=model, tokenizer=tokenizer, originals=layers.originals), sets)
 

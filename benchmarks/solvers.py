@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import tyro
 
-from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, RunConfig, SteeringMethod, unlearn
+from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, SteeringMethod, unlearn
 from lethe.evaluation import eval_sets
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
@@ -24,8 +24,9 @@ from lethe.metrics.refusal import RefusalRate
 from lethe.metrics.rouge import Rouge1Recall
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
+from lethe.runs.config import GRADIENT
+from lethe.runs.defaults import defaults
 from lethe.suites.world import exam as world
-from lethe.suites.world.settings import ON_BUILTIN
 from lethe.types import EvalSet, Question, Scores
 
 METRICS = {"MC": MultipleChoice(), "EM": ExactMatch(), "R1": Rouge1Recall(), "refused": RefusalRate()}
@@ -67,7 +68,7 @@ ROWS: dict[str, list[tuple[SteeringMethod, dict[str, Any]]]] = {
 
 def sets(split: Any) -> list[EvalSet]:
     asked: Mapping[Any, tuple[Question, ...]] = world.questions(split)
-    refusals = eval_sets.wanted(RunConfig(model="builtin"))
+    refusals = eval_sets.wanted("builtin", None)
     return [
         EvalSet(name=name, questions=asked[name], scoring="cloze", refusals=refusals)
         for name in ("forget", "adjacent", "retain")
@@ -79,9 +80,10 @@ def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, spli
     seconds, originals = 0.0, {}
     if method is not None:
         with tempfile.TemporaryDirectory() as folder:
-            settings = {**ON_BUILTIN, **changes, "seed": seed, "evaluate": "none", "out": Path(folder) / "run"}
+            _, start = defaults(type(method), "builtin", solver=changes.get("solver", GRADIENT))
+            config = start.changed(**{**changes, "seed": seed, "evaluate": "none", "out": Path(folder) / "run"})
             started = time.perf_counter()
-            result = unlearn(method, RunConfig(model="builtin", **settings))
+            result = unlearn(method, config)
             seconds = time.perf_counter() - started
         originals = result.patch.apply_in_memory(model)
     subject = LoadedModel(model=model, tokenizer=load_tokenizer(model.name_or_path), originals=originals)
