@@ -23,7 +23,7 @@ from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
 from lethe.suites.builtin import Builtin
 from lethe.suites.world.exam import questions
-from lethe.types import EvalSet
+from lethe.types import EvalSet, HistoryRow
 
 LAYERS = range(2, 12)
 CANDIDATES: tuple[SteeringMethod, ...] = (
@@ -61,16 +61,18 @@ def cell(
     seed: int,
     split: str,
 ) -> dict[str, float]:
-    config = RunConfig(model="builtin", seed=seed, **{**Builtin.suits, "layer": layer})
-    forget, retain = inputs.read_corpora(config)
-    plan = inputs.training_schedule(config, forget, retain, tokenizer)
+    config = RunConfig.of(model="builtin", seed=seed, **{**Builtin.suits, "layer": layer})
+    assert isinstance(config.solver, Gradient)
+    corpora = inputs.read(config.data, "texts", "builtin", tokenizer)
+    plan = corpora.schedule(config.batching, torch.Generator().manual_seed(seed), steps=config.solver.steps)
     names = [trainable_names(model, trained) for trained in config.trained_layers]
     layers = LayerSlice(model, config.trained_layers[0], layer + 1, sum(names, ()))
-    last = []
+    history: list[HistoryRow] = []
     try:
         rng = torch.Generator().manual_seed(seed)
-        Gradient(lr=config.lr).solve(layers, method, plan, rng, on_row=last.append)
-        return measured(model, tokenizer, split) | {"cos": last[-1].cos_direction, "norm": last[-1].forget_norm.mean}
+        config.solver.train(layers, method, plan, rng, on_row=history.append)
+        last = history[-1].measures
+        return measured(model, tokenizer, split) | {"cos": last["cos_direction"], "norm": last["forget_norm_mean"]}
     finally:
         for name, parameter in layers.trained.items():
             parameter.data.copy_(layers.originals[name])

@@ -115,7 +115,7 @@ def main(rows: int = 1, tokens: int = 128, threads: int = 2) -> None:
         layers = phase("slice", lambda: LayerSlice(model, LAYER - 2, LAYER + 1, tuple(train)))
         phase("check", lambda: layers.check(random_batch(CONFIG.vocab_size, rows, tokens, seed=9)))
         plan = random_schedule(CONFIG.vocab_size, rows, tokens, steps=2, distinct=2)
-        phase("2 steps", lambda: Gradient().solve(layers, RMU(), plan, torch.Generator().manual_seed(0)))
+        phase("2 steps", lambda: Gradient().train(layers, RMU(), plan, torch.Generator().manual_seed(0)))
         weights = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
     finally:
         shutil.rmtree(folder)

@@ -11,7 +11,8 @@ import tyro
 from torch import Tensor
 
 from lethe import LayerSlice, load_model
-from lethe.data import batches as batches_module
+from lethe.data.batches import batches as padded
+from lethe.data.batches import encode_rows
 from lethe.methods.lunar import LUNAR
 from lethe.methods.protocol import SteeringMethod
 from lethe.methods.rmu import RMU
@@ -19,13 +20,13 @@ from lethe.model.layers import trainable_names
 from lethe.model.loading import load_tokenizer
 from lethe.solvers.least_squares import Rows, Term, losses, solve, solve_shift
 from lethe.solvers.one_matrix import matrix, matrix_inputs
-from lethe.solvers.pooled import Pooled, collect_rows
+from lethe.solvers.pooled import Recipe, collect_rows
 from lethe.solvers.sums import Accumulator, Moments, forget_moments, retain_moments
 from lethe.suites import world
 from lethe.suites.world import exam
 from lethe.types import Batch, Topic
 
-RECIPE = Pooled()
+RECIPE = Recipe()
 LAM = 1e-3
 FORGET_SHARE = 0.05
 RANK = 256
@@ -144,8 +145,8 @@ def compare(size: Size, *, whole: bool, repeats: int, timed_steps: int = 12) -> 
         chosen = torch.randperm(size.rows, generator=rng())[: RECIPE.batch_size * timed_steps]
         x, y, times = problem.x[chosen], residual[chosen], []
         for _ in range(repeats + 1):
-            once, _ = timed(lambda: Pooled(epochs=1).fit(problem.matrix, x, y, rng()))
-            twice, fit = timed(lambda: Pooled(epochs=2).fit(problem.matrix, x, y, rng()))
+            once, _ = timed(lambda: Recipe(epochs=1).fit(problem.matrix, x, y, rng()))
+            twice, fit = timed(lambda: Recipe(epochs=2).fit(problem.matrix, x, y, rng()))
             times.append((twice - once) / timed_steps)
         step = statistics.median(times[1:])
         recipe = step * size.steps
@@ -218,8 +219,8 @@ def builtin(repeats: int) -> None:
     layers = LayerSlice(model, LAYER, LAYER + 1, trainable_names(model, LAYER))
 
     def batches(prompts: Sequence[str], many: int = 50) -> tuple[Batch, ...]:
-        rows = batches_module.encode(list(prompts), tokenizer, max_length=128)
-        return batches_module.batches(rows, tokenizer, batch_size=many, count="no-bos", padding_side="left")
+        rows = encode_rows(list(prompts), tokenizer, max_length=128)
+        return padded(rows, tokenizer, batch_size=many, count="no-bos", padding_side="left")
 
     forget = [question.prompt for asked in exam.forget_prompts().values() for question in asked]
     topic = Topic(

@@ -14,16 +14,14 @@ import torch
 import tyro
 
 from lethe import RMU, RSV, AdaptiveRMU, Gradient, LoadedModel, RunConfig, SteeringMethod
-from lethe.evaluation import eval_sets
 from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
-from lethe.metrics.trigger import Trigger
-from lethe.model.loading import load_model, load_tokenizer
+from lethe.metrics.protocol import Metric
 from lethe.model.swap import restore
 from lethe.report.noise_recovery import recovery
-from lethe.runs import inputs
 from lethe.runs.config_file import method_name
+from lethe.runs.workspace import Workspace
 from lethe.suites.builtin import Builtin
 from lethe.types import Scores
 
@@ -52,7 +50,7 @@ COLUMNS = {
 }
 
 
-def measured(subject: LoadedModel, sets: dict[str, Any], trigger: Trigger) -> dict[str, list[float]]:
+def measured(subject: LoadedModel, sets: dict[str, Any], trigger: Metric) -> dict[str, list[float]]:
     """Values by question of each column."""
     found: dict[str, Scores] = {}
     for name in ("forget", "retain"):
@@ -65,24 +63,19 @@ def measured(subject: LoadedModel, sets: dict[str, Any], trigger: Trigger) -> di
 
 
 def cell(method: SteeringMethod | None, seed: int) -> dict[str, list[float]]:
-    config = RunConfig(model="builtin", seed=seed, **Builtin.suits)
-    model = load_model(inputs.model_source("builtin"), dtype=torch.float32)
-    tokenizer = load_tokenizer(model.name_or_path)
-    forget, retain = inputs.read_corpora(config)
-    found = eval_sets.sets(config, forget, retain)
+    config = RunConfig.of(model="builtin", device="cpu", dtype="float32", seed=seed, **Builtin.suits)
+    assert isinstance(config.solver, Gradient)
+    workspace = Workspace(config.base)
+    model, tokenizer = workspace.model(), workspace.tokenizer
+    corpora = workspace.corpora(config.data, "texts")
+    found = workspace.sets(config, corpora)
     sets = {data.name: data for data in found}
-    trigger = Trigger(
-        **{
-            name: value
-            for name, value in eval_sets.metric_settings(config, found, forget, retain, tokenizer).items()
-            if name in ("keywords", "neutral")
-        }
-    )
+    trigger = workspace.metrics(config, corpora, found)["trigger"]
     if method is None:
         return measured(LoadedModel(model=model, tokenizer=tokenizer), sets, trigger)
-    plan = inputs.training_schedule(config, forget, retain, tokenizer)
-    layers = inputs.load_slice(config, torch.device("cpu"), torch.float32)
-    Gradient(lr=config.lr).solve(layers, method, plan, torch.Generator().manual_seed(seed))
+    plan = workspace.schedule(config, corpora, config.solver.steps, config.solver.accumulate)
+    layers = workspace.slice(config)
+    config.solver.train(layers, method, plan, torch.Generator().manual_seed(seed))
     restore(model, layers.delta())
     return measured(LoadedModel(model=model, tokenizer=tokenizer, originals=layers.originals), sets, trigger)
 

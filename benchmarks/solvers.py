@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import tyro
 
-from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, RunConfig, SteeringMethod, unlearn
+from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, SteeringMethod, unlearn
 from lethe.evaluation import eval_sets
 from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
@@ -25,7 +25,8 @@ from lethe.metrics.refusal import RefusalRate
 from lethe.metrics.rouge import Rouge1Recall
 from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
-from lethe.suites.builtin import Builtin
+from lethe.runs.config import GRADIENT
+from lethe.runs.defaults import defaults
 from lethe.suites.world import exam as world
 from lethe.suites.world.generator import DECLINES
 from lethe.types import EvalSet, Question, Scores
@@ -78,9 +79,10 @@ def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, spli
     seconds, originals = 0.0, {}
     if method is not None:
         with tempfile.TemporaryDirectory() as folder:
-            settings = {**Builtin.suits, **changes, "seed": seed, "evaluate": "none", "out": Path(folder) / "run"}
+            _, start = defaults(type(method), "builtin", solver=changes.get("solver", GRADIENT))
+            config = start.changed(**{**changes, "seed": seed, "evaluate": "none", "out": Path(folder) / "run"})
             started = time.perf_counter()
-            result = unlearn(method, RunConfig(model="builtin", **settings))
+            result = unlearn(method, config)
             seconds = time.perf_counter() - started
         originals = result.patch.apply_in_memory(model)
     subject = LoadedModel(model=model, tokenizer=load_tokenizer(model.name_or_path), originals=originals)

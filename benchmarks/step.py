@@ -75,7 +75,7 @@ def solve(layers: LayerSlice, plan: Schedule) -> float:
     """Seconds per step after the first one: wall time, so all that a step costs is in it."""
     ends: list[float] = []
     rng = torch.Generator().manual_seed(0)
-    SOLVER.solve(layers, METHOD, plan, rng, on_row=lambda _: ends.append(time.perf_counter()))
+    SOLVER.train(layers, METHOD, plan, rng, on_row=lambda _: ends.append(time.perf_counter()))
     return (time.perf_counter() - ends[0]) / max(plan.steps - 1, 1)
 
 

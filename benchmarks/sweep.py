@@ -40,7 +40,7 @@ ROOM = 8 * 10**9
 def train(layers: LayerSlice, method: SteeringMethod, plan: Schedule) -> dict[str, torch.Tensor]:
     """The new weights; the model is as before afterwards."""
     try:
-        Gradient().solve(layers, method, plan, torch.Generator().manual_seed(0))
+        Gradient().train(layers, method, plan, torch.Generator().manual_seed(0))
         return layers.delta()
     finally:
         layers.restore()

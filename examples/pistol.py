@@ -17,7 +17,7 @@ import string
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, cast
@@ -481,7 +481,7 @@ class Unlearn:
                 # A complete run is refused; this one is to be measured afresh.
                 shutil.rmtree(folder, ignore_errors=True)
                 began = time.perf_counter()
-                result = lethe.unlearn(method, replace(settings, seed=seed, out=folder))
+                result = lethe.unlearn(method, settings.changed(seed=seed, out=folder))
                 _log.print(f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s")
                 before = values(result.before) | before
                 measured = values(result.after) | scores_of(self.out / "model", result.patch, sets)
@@ -491,7 +491,7 @@ class Unlearn:
         Console(width=110).print(comparison(before, after))
 
     def _common(self) -> lethe.RunConfig:
-        return lethe.RunConfig(
+        return lethe.RunConfig.of(
             model=str(self.out / "model"),
             layer=self.layer,
             max_length=(CONTEXT,),
@@ -503,8 +503,7 @@ class Unlearn:
         )
 
     def _lunar(self, reference: str) -> lethe.RunConfig:
-        return replace(
-            self._common(),
+        return self._common().changed(
             forget=(str(self.out / "forget.jsonl"),),
             retain=str(self.out / "retain.jsonl"),
             reference=str(self.out / f"{reference}.jsonl"),
@@ -512,8 +511,7 @@ class Unlearn:
         )
 
     def _rmu(self) -> lethe.RunConfig:
-        return replace(
-            self._common(),
+        return self._common().changed(
             forget=(str(self.out / "forget_text.jsonl"),),
             retain=str(self.out / "retain_text.jsonl"),
             steps=self.rmu_steps,

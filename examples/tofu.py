@@ -240,7 +240,7 @@ class Unlearn:
         Console(width=100).print(table(columns))
 
     def _config(self, seed: int, folder: Path) -> lethe.RunConfig:
-        return lethe.RunConfig(
+        return lethe.RunConfig.of(
             model=str(self.out / "full"),
             forget=(str(self.out / "forget.jsonl"),),
             retain=str(self.out / "retain.jsonl"),

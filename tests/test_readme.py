@@ -28,6 +28,7 @@ def test_the_commands_run_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for command in ours:
         # The demo trains as it does for everybody; the other runs are cut short, they only have to work.
         few = ["--steps", "4", "--limit", "4"] if command[0] in ("unlearn", "sweep") else []
+        few = few[2:] if command[1:2] == ["lunar"] else few  # solved in closed form, without steps
         few = ["--limit", "4"] if command[0] == "eval" else few
         with pytest.raises(SystemExit) as end:
             main([*command, *few])
