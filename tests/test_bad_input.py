@@ -292,7 +292,7 @@ REFUSED = {
     "lr zero": ("--lr 0", "'lr' must be a positive number. Got 0.0."),
     "lr negative": ("--lr -1", "'lr' must be a positive number. Got -1.0."),
     "lr nan": ("--lr nan", "'lr' must be a positive number. Got nan."),
-    "solver": ("--solver rigde", "'solver' must be one of gradient, pooled, ridge. Got rigde."),
+    "solver": ("--solver rigde", "there is no solver 'rigde'. Did you mean 'ridge'?"),
     "batch size": ("--batch-size 0", "'batch_size' must be at least 1. Got 0."),
     "limit": ("--limit 0", "'limit' must be at least 1. Got 0."),
     "seed": ("--seed -1", "'seed' must be in [0, 2^63). Got -1."),
@@ -436,7 +436,7 @@ OTHERS = {
     "unknown method": (
         "unlearn adaptive-rnu",
         "there is no method 'adaptive-rnu'. Did you mean 'adaptive-rmu'?\n"
-        "Methods: adaptive-rmu, lunar, rmu, rsv. See `lethe ls methods`.",
+        "Methods: adaptive-rmu, finetune, grad-diff, lunar, rmu, rsv. See `lethe ls methods`.",
     ),
     "method forgotten": (
         "unlearn --model tiny",
@@ -457,7 +457,7 @@ OTHERS = {
     "unknown method in config": (
         "unlearn misnamed/config.yaml --out out",
         "there is no method 'rnu'. Did you mean 'rmu'?\n"
-        "Methods: adaptive-rmu, lunar, rmu, rsv. See `lethe ls methods`.",
+        "Methods: adaptive-rmu, finetune, grad-diff, lunar, rmu, rsv. See `lethe ls methods`.",
     ),
     "config missing": (
         "unlearn nowhere/config.yaml",

@@ -71,7 +71,7 @@ def describe(path: Path, content: Mapping[str, Any]) -> None:
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any], ignored: Set[str]) -> Iterator[str]:
     for name in sorted({*there, *here} - ignored):
         was, now = there.get(name), here.get(name)
-        if name in ("method", "run") and isinstance(was, dict) and isinstance(now, dict):
+        if isinstance(was, dict) and isinstance(now, dict):
             yield from _differing(was, now, ignored)
         elif was != now:
             was, now = ("not set" if value is None else value for value in (was, now))

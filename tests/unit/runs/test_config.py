@@ -23,7 +23,7 @@ from lethe.solvers.pooled import Pooled
 from lethe.solvers.ridge import Ridge
 from lethe.suites.builtin import Builtin
 
-METHODS = "Methods: adaptive-rmu, lunar, rmu, rsv. See `lethe ls methods`."
+METHODS = "Methods: adaptive-rmu, finetune, grad-diff, lunar, rmu, rsv. See `lethe ls methods`."
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no step": ({"steps": 0}, "'steps' must be at least 1. Got 0."),
@@ -191,7 +191,7 @@ def test_another_solver_starts_from_its_own_defaults() -> None:
 
 
 HAS = {
-    "gradient": "It has steps, accumulate, lr, fp32_masters. See `lethe ls solvers`.",
+    "gradient": "It has steps, accumulate, optimizer, lr, warm_up, decay, fp32_masters. See `lethe ls solvers`.",
     "ridge": "It has lam, keep_sums. See `lethe ls solvers`.",
     "pooled": "It has none. See `lethe ls solvers`.",
 }
@@ -220,9 +220,12 @@ def test_a_solver_that_there_is_not_is_refused() -> None:
         lambda: RunConfig.of(model="m", solver="rigde"),
         lambda: RunConfig.of(model="m").changed(solver="rigde"),
     ):
-        with pytest.raises(InvalidValueError) as caught:
+        with pytest.raises(UnknownNameError) as caught:
             call()
-        assert str(caught.value) == "'solver' must be one of gradient, pooled, ridge. Got rigde."
+        assert str(caught.value) == (
+            "there is no solver 'rigde'. Did you mean 'ridge'?\n"
+            "Solvers: gradient, pooled, ridge. See `lethe ls solvers`."
+        )
 
 
 def test_a_run_needs_a_model() -> None:

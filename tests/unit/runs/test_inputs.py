@@ -57,7 +57,7 @@ def schedule(settings: RunConfig, forget: dict[str, list[str]], retain: list[str
 
 def sets(settings: RunConfig, forget: dict[str, list[str]], retain: list[str]) -> tuple[EvalSet, ...]:
     corpora = TextCorpora(forget=forget, retain=retain, tokenizer=words())
-    return eval_sets.sets(settings.base.model, settings.data, settings.evaluation, corpora, seed=settings.seed)
+    return eval_sets.sets(settings.base.model, settings.data, settings.evaluation, corpora)
 
 
 # Corpora

@@ -132,7 +132,7 @@ OTHERS = {
     "one setting": (plain(RMU(), RunConfig.of(model="builtin", steps=6)), "steps is 5 there and 6 here"),
     "two settings": (
         plain(RMU(alpha=3.0), RunConfig.of(model="builtin", steps=5, forget=("a.txt", "b.txt"))),
-        "alpha is 1200.0 there and 3.0 here; forget is ['builtin'] there and ['a.txt', 'b.txt'] here",
+        "forget is ['builtin'] there and ['a.txt', 'b.txt'] here; alpha is 1200.0 there and 3.0 here",
     ),
     "a method": (
         plain(AdaptiveRMU(), RunConfig.of(model="builtin", steps=5)),

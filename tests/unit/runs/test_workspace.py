@@ -147,14 +147,14 @@ def test_corpora_sets_and_rows_are_made_once_for_equal_settings() -> None:
     workspace, settings = Workspace(BUILTIN, share=True), config(limit=2)
     corpora = workspace.corpora(settings.data, "texts")
     assert workspace.corpora(settings.changed(layer=2, lr=1.0).data, "texts") is corpora
-    for make in (
-        lambda chosen: workspace.sets(chosen, corpora),
-        lambda chosen: workspace.rows(chosen, corpora),
-        lambda chosen: workspace.schedule(chosen, corpora, 2, 1),
+    for make, other in (
+        (lambda chosen: workspace.sets(chosen, corpora), {"limit": 3}),
+        (lambda chosen: workspace.rows(chosen, corpora), {"seed": 1}),
+        (lambda chosen: workspace.schedule(chosen, corpora, 2, 1), {"seed": 1}),
     ):
         made = make(settings)
         assert make(settings.changed(layer=2, steps=9, lr=1.0, out=Path("x"))) is made
-        assert make(settings.changed(seed=1)) is not made
+        assert make(settings.changed(**other)) is not made
     assert workspace.corpora(settings.changed(forget=("builtin:exploits",)).data, "texts") is not corpora
 
 
