@@ -353,7 +353,7 @@ REFUSED = {
     ),
     "unknown suite": (
         "tiny --suite tofo --data tofu",
-        "there is no suite 'tofo'. Did you mean 'tofu'?\nSuites: muse, tofu. See `lethe ls suites`.",
+        "there is no suite 'tofo'. Did you mean 'tofu'?\nSuites: builtin, muse, tofu. See `lethe ls suites`.",
     ),
     "suite without data": (
         "tiny --suite tofu",

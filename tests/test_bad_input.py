@@ -292,7 +292,10 @@ REFUSED = {
     "lr zero": ("--lr 0", "'lr' must be a positive number. Got 0.0."),
     "lr negative": ("--lr -1", "'lr' must be a positive number. Got -1.0."),
     "lr nan": ("--lr nan", "'lr' must be a positive number. Got nan."),
-    "solver": ("--solver rigde", "there is no solver 'rigde'. Did you mean 'ridge'?"),
+    "solver": (
+        "--solver rigde",
+        "there is no solver 'rigde'. Did you mean 'ridge'?\nSolvers: gradient, pooled, ridge. See `lethe ls solvers`.",
+    ),
     "batch size": ("--batch-size 0", "'batch_size' must be at least 1. Got 0."),
     "limit": ("--limit 0", "'limit' must be at least 1. Got 0."),
     "seed": ("--seed -1", "'seed' must be in [0, 2^63). Got -1."),

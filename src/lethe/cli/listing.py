@@ -11,14 +11,15 @@ from lethe import analyses, methods, metrics, solvers, suites
 from lethe.cli.console import Command, Json, print_json, show
 from lethe.cli.tables import Table
 from lethe.errors import RunFolderError, UnknownNameError
+from lethe.solvers import optimizers
 from lethe.system.plugins import catalogue, nearest, summary
 
 
 def ls(what: Positional[str] = "methods", folder: Positional[Path] = Path("runs"), as_json: Json = False) -> None:
-    """List methods, metrics, analyses, suites, solvers, or the runs in a folder.
+    """List methods, metrics, analyses, suites, solvers, optimizers, or the runs in a folder.
 
     Args:
-        what: methods, metrics, analyses, suites, solvers or runs.
+        what: methods, metrics, analyses, suites, solvers, optimizers or runs.
         folder: Where runs are looked for.
     """
     lists: dict[str, Callable[[], Table]] = {
@@ -27,6 +28,7 @@ def ls(what: Positional[str] = "methods", folder: Positional[Path] = Path("runs"
         "analyses": lambda: _shelf(analyses, "analysis", "what it shows"),
         "suites": lambda: _shelf(suites, "suite", "what it measures"),
         "solvers": lambda: _shelf(solvers, "solver", "how it moves weights"),
+        "optimizers": lambda: _shelf(optimizers, "optimizer", "how it steps along a gradient"),
         "runs": lambda: _runs(folder),
     }
     if what not in lists:

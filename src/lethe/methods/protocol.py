@@ -195,7 +195,7 @@ class TokenMethod(Method):
 
     alpha: float = 1.0
     """Weight of the retain loss; with 0 no retain batch is read."""
-    keep: Literal["cross-entropy", "kl"] = "cross-entropy"
+    retain_with: Literal["cross-entropy", "kl"] = "cross-entropy"
     """What holds the retain side: the cross-entropy of its tokens, or the KL divergence from the untouched model's
     predictions to the current ones, each a mean over predicted tokens."""
 
@@ -213,7 +213,7 @@ class TokenMethod(Method):
         mask = side.now.mask
         nll = -masked_mean(side.now.of_tokens, mask)
         measures = {"retain_nll": nll, "retain_nll_frozen": -masked_mean(side.frozen.of_tokens, mask)}
-        if self.keep == "cross-entropy":
+        if self.retain_with == "cross-entropy":
             return Term(loss=nll, measures=measures)
         moved = divergence(side.frozen.distribution, side.now.distribution)
         return Term(loss=masked_mean(moved, mask), measures=measures)

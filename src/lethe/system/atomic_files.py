@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from lethe.errors import SaveError, UsageError
 
 
@@ -19,7 +17,7 @@ def saving(path: Path) -> Iterator[None]:
     """Turn what goes wrong while writing `path` into a SaveError that says what to do."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, _safetensor_error()) as error:
         number = error.errno if isinstance(error, OSError) else None
         reason = (os.strerror(number) if number else str(error)).rstrip(".")
         full = number in (None, errno.ENOSPC, errno.EDQUOT)  # safetensors gives no number
@@ -111,6 +109,13 @@ def write_private(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
             for row in rows:
                 file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n")
     return path
+
+
+def _safetensor_error() -> type[Exception]:
+    # Imported once something went wrong: what prints JSON alone need not wait for it.
+    from safetensors import SafetensorError
+
+    return SafetensorError
 
 
 def _plain(value: Any, with_infinity: bool = False) -> Any:

@@ -208,7 +208,7 @@ class _Text:
     name: str
     classes: Mapping[str, ast.ClassDef]
     values: Mapping[str, ast.expr]
-    """What is assigned at the top."""
+    """What is assigned at the top, and where the module is."""
     imports: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """For each imported name its module, and its name there."""
 
@@ -222,7 +222,7 @@ def _text(module: str) -> _Text:
     return _Text(
         name=module,
         classes={node.name: node for node in body if isinstance(node, ast.ClassDef)},
-        values=dict(_assigned(body)),
+        values={"__file__": ast.parse(repr(spec.origin), mode="eval").body, **dict(_assigned(body))},
         imports={
             name.asname or name.name: (str(node.module), name.name)
             for node in body
@@ -284,7 +284,7 @@ def _stand_in(node: ast.ClassDef, text: _Text) -> type | None:
     if not facts.get("source"):
         return None
     for name, member in members.items():
-        if not member.is_fact:
+        if isinstance(member.node, ast.AnnAssign) and not member.is_fact:
             kind = _evaluated(member.node.annotation, member.text)
             default = field() if member.node.value is None else _evaluated(member.node.value, member.text)
             settings.append((name, Annotated[kind, Doc(member.doc)] if member.doc else kind, default))
@@ -294,19 +294,19 @@ def _stand_in(node: ast.ClassDef, text: _Text) -> type | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Member:
-    """An annotated name in a class."""
+    """A name in a class: annotated, or with a value."""
 
-    node: ast.AnnAssign
+    node: ast.AnnAssign | ast.Assign
     doc: str
     text: _Text
 
     @property
     def is_fact(self) -> bool:
-        return "ClassVar" in ast.unparse(self.node.annotation)
+        return isinstance(self.node, ast.Assign) or "ClassVar" in ast.unparse(self.node.annotation)
 
 
 def _members(node: ast.ClassDef, text: _Text) -> dict[str, _Member]:
-    """The annotated names of a class and of what it derives from, in the order that dataclasses give them."""
+    """The names in a class and in what it derives from, in the order that dataclasses give them."""
     members: dict[str, _Member] = {}
     for base in reversed(node.bases):
         if isinstance(base, ast.Name) and (inherited := _class(base.id, text)) is not None:
@@ -316,6 +316,8 @@ def _members(node: ast.ClassDef, text: _Text) -> dict[str, _Member]:
             said = after.value if isinstance(after, ast.Expr) else None
             doc = said.value if isinstance(said, ast.Constant) and isinstance(said.value, str) else ""
             members[statement.target.id] = _Member(node=statement, doc=" ".join(doc.split()), text=text)
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            members[statement.targets[0].id] = _Member(node=statement, doc="", text=text)
     return members
 
 

@@ -26,9 +26,11 @@ from lethe.errors import QuestionError, UsageError
 from lethe.evaluation import eval_sets, measure_target
 from lethe.evaluation.exam import Marks, sit
 from lethe.evaluation.harness import task_data, write_tasks
+from lethe.evaluation.measure import Metrics
 from lethe.evaluation.results import measured_on
 from lethe.evaluation.score_cache import ScoreCache
 from lethe.evaluation.settings import EvalSettings
+from lethe.metrics.entailment import Entailment
 from lethe.runs import model_or_run as targets
 from lethe.runs.model_or_run import Target
 from lethe.suites import world
@@ -261,7 +263,7 @@ def test_what_else_is_asked_is_measured(
 def test_sets_depend_on_the_retain_only_model(lethe: Lethe, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
-    def measure(subject: LoadedModel, sets: list[EvalSet]) -> dict[str, Scores]:
+    def measure(subject: LoadedModel, sets: list[EvalSet], metrics: Metrics, **_: int) -> dict[str, Scores]:
         seen.append(subject.retain_only is not None)
         return {f"m/{sets[0].name}": Scores(value=1.0, stderr=0.0, n=1, better="higher")}
 
@@ -341,7 +343,7 @@ def test_a_text_file_that_cannot_be_renamed_leaves_nothing(tmp_path: Path, monke
 def test_json_has_no_nan(lethe: Lethe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = float("nan")
     score = Scores(value=0.5, stderr=nothing, n=2, better="higher", per_example=(nothing, 1.0))
-    monkeypatch.setattr("lethe.evaluation.measure.measure", lambda subject, sets: {"m/forget": score})
+    monkeypatch.setattr("lethe.evaluation.measure.measure", lambda *_, **__: {"m/forget": score})
     out, _ = lethe(f"eval tiny --forget-questions asked.jsonl --json --out {tmp_path / 'a.json'}")
 
     def refuse(word: str) -> None:
@@ -405,7 +407,7 @@ class Stub:
                 texts=("A red stone.",),
                 passages=(("A red", "stone."), ("A blue", "stone.")),
             ),
-            EvalSet(name="world_facts", questions=(question,)),
+            EvalSet(name="world_facts", role="keep", questions=(question,)),
         )
 
 
@@ -413,11 +415,12 @@ def test_a_suite_brings_its_own_sets(lethe: Lethe, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(targets, "load", lambda name, shelf: Stub)
     Path("somewhere").mkdir(exist_ok=True)
     given = {"data": Path("somewhere"), "limit": 1, "holdout": Path("unseen.txt"), "nli": Path("tiny"), "samples": 2}
-    forget, facts = Target("tiny", given, suite="stub:whole").sets()
+    target = Target("tiny", given, suite="stub:whole")
+    forget, facts = target.sets()
     assert [question.prompt for question in forget.questions] == ["whole somewhere?"]
     assert forget.passages == (("A red", "stone."),)
     assert (forget.holdout[0], len(forget.holdout), facts.holdout) == ("A green bird of 0 songs.", 4, ())
-    assert (forget.nli, facts.nli, facts.samples) == (Path("tiny"), Path("tiny"), 2)
+    assert (target.metrics([forget, facts])["entailment"], target.samples) == (Entailment(nli=Path("tiny")), 2)
     (first, *_) = Target("run", {"data": Path("somewhere")}, suite="stub").sets()
     assert first.questions[0].prompt == "half somewhere?"
     found = json.loads(lethe("eval run --suite stub:whole --data somewhere --json")[0])
@@ -460,7 +463,7 @@ def test_what_a_flag_would_let_measure_is_told(lethe: Lethe, monkeypatch: pytest
     assert "priv_leak/forget" in json.loads(out)["scores"]
     tofu = EvalSet(name="forget", role="forget", questions=(Question(prompt="q", answer="a", perturbed=("b",)),))
     wanted = {"forget_quality": "--retain-only", "entailment": "--nli"}
-    assert measure_target.not_measured([tofu], retain_only=False) == wanted
+    assert measure_target.not_measured([tofu], retain_only=False, nli=False) == wanted
     known = {name.replace("-", "_") for name in discover(metrics)}
     assert {"membership", *wanted} <= known
 
@@ -486,7 +489,8 @@ def test_holdout_and_nli_reach_the_sets_of_a_model() -> None:
     target = Target("tiny", {"forget": ("forget.jsonl",), "holdout": Path("unseen.txt"), "nli": Path("tiny")})
     forget = next(data for data in target.sets() if data.name == "forget")
     retain = next(data for data in target.sets() if data.name == "retain")
-    assert (len(forget.holdout), retain.holdout, forget.nli) == (4, (), Path("tiny"))
+    assert (len(forget.holdout), retain.holdout) == (4, ())
+    assert target.metrics([forget, retain])["entailment"] == Entailment(nli=Path("tiny"))
 
 
 def test_own_data_takes_the_place_of_what_a_run_was_made_with(tmp_path: Path) -> None:

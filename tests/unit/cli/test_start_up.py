@@ -12,7 +12,7 @@ from lethe.cli.main import COMMANDS
 HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "jinja2", "yaml", "safetensors", "jaxtyping")
 QUICK = (
     "--help", "--version", "nonsense", "ls", "ls methods", "ls metrics", "ls analyses --json", "ls suites",
-    "ls solvers", "unlearn rmu --help", "unlearn adaptive-rmu --model ./mine -h", "unlearn rnu", "sweep lunar --help",
+    "ls solvers", "ls optimizers", "unlearn rmu --help", "unlearn adaptive-rmu --model ./mine -h", "unlearn rnu", "sweep lunar --help",
     "analyze layers --help", "analyze all --help", "data check --help", "data rank --help",
 )  # fmt: skip
 
@@ -58,7 +58,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("lethe unl", {"unlearn"}),
         ("lethe unlearn a", {"adaptive-rmu"}),
-        ("lethe unlearn ", {"adaptive-rmu", "lunar", "rmu", "rsv"}),
+        ("lethe unlearn ", {"adaptive-rmu", "finetune", "grad-diff", "lunar", "rmu", "rsv"}),
         ("lethe unlearn rmu --steering", {"--steering-coeff"}),
         ("lethe unlearn rmu --batch", {"--batch-size"}),
         ("lethe analyze al", {"alignment", "all"}),

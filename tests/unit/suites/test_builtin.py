@@ -1,13 +1,15 @@
 """The built-in world as a suite: found by name, and what it hands over is what its parts give."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lethe import suites
+from lethe.data.settings import BUILTIN
+from lethe.data.text_corpora import TextCorpora
 from lethe.errors import CorpusError
 from lethe.evaluation import eval_sets
+from lethe.model.loading import load_tokenizer
 from lethe.runs.config import RunConfig
 from lethe.suites.builtin import Builtin
 from lethe.suites.muse import MUSE
@@ -18,7 +20,7 @@ from lethe.system.plugins import discover
 
 
 def test_it_is_found_by_the_name_of_its_model_and_alone_brings_one() -> None:
-    assert discover(suites)[settings.BUILTIN] is Builtin
+    assert discover(suites)[BUILTIN] is Builtin
     assert isinstance(Builtin(), SuiteWithModel)
     assert isinstance(MUSE(), Suite)
     assert not isinstance(MUSE(), SuiteWithModel)
@@ -28,9 +30,12 @@ def test_it_is_found_by_the_name_of_its_model_and_alone_brings_one() -> None:
 
 @pytest.mark.parametrize("split", ["dev", "test", "all"])
 def test_its_sets_are_those_of_a_run_on_its_model(split: str) -> None:
-    config = RunConfig(model="builtin", split=split)
-    asked = eval_sets.sets(config, *Builtin().texts())
-    assert tuple(replace(data, refusals=()) for data in asked) == Builtin(split=split).sets(Path("not read"))
+    config = RunConfig.of(model="builtin", split=split)
+    forget, retain = Builtin().texts()
+    corpora = TextCorpora(forget=forget, retain=retain, tokenizer=load_tokenizer(Builtin.model))
+    asked = eval_sets.sets("builtin", config.data, config.evaluation, corpora)
+    assert asked == Builtin(split=split).sets(Path("not read"))
+    assert eval_sets.wanted("builtin", config.evaluation.refusals) == Builtin.refusals
 
 
 def test_topics_and_prompts() -> None:

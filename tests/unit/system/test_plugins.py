@@ -14,9 +14,10 @@ from lethe import analyses, methods, metrics, solvers, suites
 from lethe.errors import InvalidValueError, UnknownNameError, UsageError
 from lethe.methods.protocol import SteeringMethod
 from lethe.methods.rmu import RMU
+from lethe.solvers import optimizers
 from lethe.system.plugins import catalogue, discover, load, look_up, name_of, real, summary
 
-SHELVES = (methods, metrics, analyses, suites, solvers)
+SHELVES = (methods, metrics, analyses, suites, solvers, optimizers)
 PLUG_INS = [(shelf, name, kind) for shelf in SHELVES for name, kind in discover(shelf).items()]
 SHRINK = '''
 from dataclasses import dataclass
@@ -116,9 +117,24 @@ def test_a_name_may_be_spelt_either_way(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "shelf", "text"),
     [
-        ("rnu", methods, "there is no method 'rnu'. Did you mean 'rmu'?\nMethods: adaptive-rmu, lunar, rmu, rsv. See"),
+        (
+            "rnu",
+            methods,
+            "there is no method 'rnu'. Did you mean 'rmu'?\n"
+            "Methods: adaptive-rmu, finetune, grad-diff, lunar, rmu, rsv. See `lethe ls methods`.",
+        ),
         ("alingment", analyses, "there is no analysis 'alingment'. Did you mean 'alignment'?\nAnalyses: accuracy, al"),
-        ("tofo", suites, "there is no suite 'tofo'. Did you mean 'tofu'?\nSuites: muse, tofu. See `lethe ls suites`."),
+        (
+            "tofo",
+            suites,
+            "there is no suite 'tofo'. Did you mean 'tofu'?\nSuites: builtin, muse, tofu. See `lethe ls suites`.",
+        ),
+        (
+            "adamv",
+            optimizers,
+            "there is no optimizer 'adamv'. Did you mean 'adamw'?\n"
+            "Optimizers: adamw, muon, sgd. See `lethe ls optimizers`.",
+        ),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest(name: str, shelf: ModuleType, text: str) -> None:
@@ -169,7 +185,7 @@ def test_a_file_alone_will_do_if_it_holds_one(here: Path) -> None:
         ("own.py:Shrimk", "own.py defines no class 'Shrimk'. Did you mean 'Shrink'?\nIt defines Shrink, NoSource, Str"),
         ("own.py:RMU", "own.py defines no class 'RMU'."),
         ("own.py:NoSource", "own.py:NoSource is no method: it has no `source`, the paper or code that it comes from."),
-        ("own.py:Stranger", "own.py:Stranger is no method: it does not derive from SteeringMethod."),
+        ("own.py:Stranger", "own.py:Stranger is no method: it does not derive from Method."),
         ("own.py:Demanding", "own.py:Demanding is no method: its setting 'length' has no default."),
         ("own.py:Plain", "own.py:Plain is no method: it is no dataclass."),
         ("bad.py:Shrink", "bad.py cannot be run: ZeroDivisionError: division by zero.\nMend the file."),
@@ -188,7 +204,11 @@ def test_what_is_no_plug_in_is_told(name: str, text: str, here: Path) -> None:
 @pytest.mark.parametrize(
     ("shelf", "lacks"),
     [
-        (metrics, "it lacks better, chance, needs, __call__; or it lacks better, chance, needs, combine"),
+        (
+            metrics,
+            "it lacks needs, higher_means, unit, chance, label, hint, __call__; "
+            "or it lacks needs, higher_means, unit, chance, label, hint, combine",
+        ),
         (suites, "it lacks data, split, sets"),
         (analyses, "it lacks __call__"),
     ],
