@@ -18,6 +18,7 @@ from lethe.cli import console, main
 from lethe.methods.adaptive_rmu import AdaptiveRMU
 from lethe.model.loading import load_model
 from lethe.model.patch import Patch
+from lethe.solvers.optimizers.adamw import AdamW
 from lethe.suites import world
 from lethe.suites.builtin import Builtin
 
@@ -133,8 +134,9 @@ def test_defaults_are_those_that_suit_the_model(model: str, lethe: Lethe) -> Non
     for name, value in {"layer": 5, "steps": 100, "batch_size": 8, "max_length": [128], "lr": 1e-2}.items():
         assert own[sections[name]][name] == value
     assert own["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU(**Builtin.suits_methods["adaptive-rmu"]))}
-    for name, value in {"steps": 150, "batch_size": 4, "max_length": [512], "lr": 5e-5}.items():
+    for name, value in {"steps": 150, "batch_size": 4, "max_length": [512], "lr": None}.items():
         assert foreign[sections[name]][name] == value
+    assert (foreign["solver"]["optimizer"], AdamW().lr) == ("adamw", 5e-5), "no rate of its own is the optimizer's"
     assert foreign["method"] == {"name": "adaptive-rmu", **vars(AdaptiveRMU())}
 
 
@@ -153,7 +155,8 @@ def test_a_method_of_another_solver_can_be_trained_step_by_step(lethe: Lethe) ->
     assert found["solver"]["name"] == "ridge"
     command = "unlearn lunar --solver gradient --lr 1e-2 --steps 2 --evaluate none --out lunar"
     assert json.loads(lethe(f"{command} --dry-run --json"))["solver"] == {
-        "name": "gradient", "steps": 2, "accumulate": 1, "lr": 1e-2, "fp32_masters": True,
+        "name": "gradient", "steps": 2, "accumulate": 1, "optimizer": "adamw", "lr": 1e-2, "warm_up": 0, "decay": 0.0,
+        "fp32_masters": True,
     }  # fmt: skip
     assert json.loads(lethe(f"{command} --json"))["method"]["name"] == "lunar"
     assert len(json.loads(Path("lunar/report.json").read_text())["history"]) == 2
@@ -191,6 +194,7 @@ COMMANDS_WITH_JSON = {
     "check": ("check tiny --layer 2", {"model_type", "d_model", "trained"}),
     "ls methods": ("ls methods", {"methods"}),
     "ls metrics": ("ls metrics", {"metrics"}),
+    "ls optimizers": ("ls optimizers", {"optimizers"}),
     "ls runs": ("ls runs .", {"runs"}),
     "diff": ("diff tiny tiny", {"differences"}),
 }

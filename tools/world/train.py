@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase,
 from lethe.inference.generate import generate
 from lethe.inference.loaded_model import LoadedModel
 from lethe.inference.log_probs import log_probs
-from lethe.inference.spans import pair_spans
+from lethe.inference.spans import answer_spans
 from lethe.suites.world.exam import questions
 from lethe.suites.world.generator import DECLINES, Document, World, build, tokenizer_texts, training_documents
 from lethe.types import Question
@@ -197,8 +197,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 def choose(subject: LoadedModel, asked: Sequence[Question]) -> list[str]:
     """For each question the choice with the highest mean token log-probability."""
-    pairs = [(question.prompt, f" {choice}") for question in asked for choice in question.choices]
-    means = iter(tokens.mean().item() for tokens in log_probs(subject.model, pair_spans(subject, pairs)))
+    spans = answer_spans(subject, [(one.prompt, [f" {choice}" for choice in one.choices]) for one in asked])
+    means = iter(tokens.mean().item() for tokens in log_probs(subject.model, spans))
     scored = [{choice: next(means) for choice in question.choices} for question in asked]
     return [max(scores, key=scores.__getitem__) for scores in scored]
 

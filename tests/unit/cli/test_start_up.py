@@ -12,8 +12,8 @@ from lethe.cli.main import COMMANDS
 HEAVY = ("torch", "transformers", "numpy", "scipy", "matplotlib", "jinja2", "yaml", "safetensors", "jaxtyping")
 QUICK = (
     "--help", "--version", "nonsense", "ls", "ls methods", "ls metrics", "ls analyses --json", "ls suites",
-    "ls solvers", "ls optimizers", "unlearn rmu --help", "unlearn adaptive-rmu --model ./mine -h", "unlearn rnu", "sweep lunar --help",
-    "analyze layers --help", "analyze all --help", "data check --help", "data rank --help",
+    "ls solvers", "ls optimizers", "unlearn rmu --help", "unlearn adaptive-rmu --model ./mine -h", "unlearn rnu",
+    "sweep lunar --help", "analyze layers --help", "analyze all --help", "data check --help", "data rank --help",
 )  # fmt: skip
 
 
