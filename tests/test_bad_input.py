@@ -483,7 +483,8 @@ OTHERS = {
     "check layer": ("check tiny --layer 8", "'layer' must be in [0, 3] for tiny, which has 4 layers. Got 8."),
     "list": (
         "ls modells",
-        "there is no list 'modells'. Did you mean 'methods'? Lists: methods, metrics, analyses, suites, solvers, runs.",
+        "there is no list 'modells'. Did you mean 'methods'? "
+        "Lists: methods, metrics, analyses, suites, solvers, optimizers, runs.",
     ),
     "report of nothing": ("report", "no run was named.\nName one or more run folders: lethe report runs/a runs/b"),
     "report of a missing run": ("report nowhere", f"there is no run folder at nowhere.\n{NO_RUN}"),
