@@ -1,5 +1,6 @@
 """Hidden states of a model, replayed: at one layer, or at several."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,9 +23,7 @@ class _Layers(View[Now, Frozen]):
 
         Raises: ReplayError if a replay differs (on a CPU: at all), or if a trained matrix has no influence.
         """
-        untouched: dict[int, Tensor] = {}
-        with self._reading(untouched):
-            recording = self.record(batch)
+        recording = self.record(batch)
         with self._holding(self._moved()):
             expected: dict[int, Tensor] = {}
             with torch.no_grad():
@@ -42,7 +41,11 @@ class _Layers(View[Now, Frozen]):
                 "trained there.\nChoose other --train-modules or --train-layers."
             )
         with self.untouched():
-            self._compare_all(self._replay(recording, None), untouched)
+            self._compare_all(self._replay(recording, None), self._recorded(recording.frozen))
+
+    @abstractmethod
+    def _recorded(self, frozen: Frozen) -> Mapping[int, Tensor]:
+        """The untouched hidden states by layer, from a recording, which may be one that was made before."""
 
     def _compare_all(self, replayed: Mapping[int, Tensor], expected: Mapping[int, Tensor]) -> None:
         for number, h in replayed.items():
@@ -77,6 +80,9 @@ class LayerSlice(_Layers[Tensor, Activation]):
     def _frozen(self, read: dict[int, Tensor], batch: Batch) -> Activation:
         return Activation(h=read[self.stop_at_layer - 1], mask=batch.mask)
 
+    def _recorded(self, frozen: Activation) -> dict[int, Tensor]:
+        return {self.stop_at_layer - 1: frozen.h}
+
 
 class SeveralLayers(_Layers[dict[int, Tensor], dict[int, Activation]]):
     """Layers of a model from `start_at_layer` to the last of `read_layers`, read at each of these."""
@@ -108,3 +114,6 @@ class SeveralLayers(_Layers[dict[int, Tensor], dict[int, Activation]]):
 
     def _frozen(self, read: dict[int, Tensor], batch: Batch) -> dict[int, Activation]:
         return {number: Activation(h=h, mask=batch.mask) for number, h in read.items()}
+
+    def _recorded(self, frozen: dict[int, Activation]) -> dict[int, Tensor]:
+        return {number: activation.h for number, activation in frozen.items()}
