@@ -8,7 +8,15 @@ from typing import Any
 
 from lethe.errors import RunFolderError
 from lethe.report.record import WRONG, by_question, hashes, read_json, read_run, scores, with_examples
+from lethe.suites.protocol import with_model
 from lethe.types import EvalSet, Scores
+
+ASKED = (
+    "data", "forget", "retain", "text_field", "reference", "forget_questions", "adjacent_questions",
+    "retain_questions", "split", "limit",
+)  # fmt: skip
+"""Settings of a run that say which questions and texts it was measured on."""
+
 
 NAME = "Name run folders (--out of lethe unlearn) or files of lethe eval --out."
 """What to do when something else was named."""
@@ -26,6 +34,8 @@ class Measured:
     settings: dict[str, Any] | None = None
     """Method and config of a run, without seed and folder; None for a result of `lethe eval`."""
     seed: int | None = None
+    asked: dict[str, Any] = field(default_factory=dict)
+    """Of a run, its settings of ASKED."""
     measured_on: dict[str, str] = field(default_factory=dict)
     """Hash of what each score was measured on, by `metric/set`, where it was written."""
 
@@ -55,7 +65,11 @@ def read(path: Path) -> Measured:
 def same_questions(one: Measured, other: Measured, name: str) -> bool:
     """Whether two scores are known to be measured on the same questions in the same order."""
     hashes = one.measured_on.get(name), other.measured_on.get(name)
-    return None not in hashes and hashes[0] == hashes[1]
+    if None not in hashes:
+        return hashes[0] == hashes[1]
+    # Written before hashes were. The questions of a suite that brings a model are asked of that model only.
+    is_same_suite = with_model(one.model) == with_model(other.model)
+    return one.settings is not None and one.asked == other.asked and is_same_suite
 
 
 def _read_folder(path: Path) -> Measured:
@@ -74,6 +88,7 @@ def _read_folder(path: Path) -> Measured:
         after=run.after,
         settings={"model": run.model, "method": run.method["name"], "fields": run.method["fields"], "config": plain},
         seed=run.config.get("seed"),
+        asked={name: run.config.get(name) for name in ASKED},
         measured_on=run.measured_on,
     )
 
