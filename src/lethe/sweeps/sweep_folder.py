@@ -21,7 +21,7 @@ def locked(out: Path, about: dict[str, Any]) -> Iterator[None]:
     with locked_folder.locked(out, "working on the sweep"):
         try:
             if path.exists():
-                locked_folder.require_same(path, about, "sweep", ignored={"lethe"})
+                locked_folder.require_same(path, about, "sweep", ignored={"lethe"}, whole={"grid"})
             elif strange := sorted({file.name for file in out.iterdir()} - {LOCK, f"{path.name}.partial"}):
                 raise RunFolderError(f"{out} exists and is no sweep: it holds {strange[0]}.\nChoose another --out.")
             locked_folder.describe(path, about)

@@ -43,14 +43,18 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def require_same(path: Path, here: Mapping[str, Any], noun: str, *, ignored: Set[str]) -> None:
+def require_same(
+    path: Path, here: Mapping[str, Any], noun: str, *, ignored: Set[str], whole: Set[str] = frozenset()
+) -> None:
     """Check the description at `path` of a `noun` (`run`) against that of the work to be done, but for some settings.
+
+    A section is told apart by its settings, unless it is in `whole`.
 
     Raises: RunFolderError if it cannot be read, or differs; the message names the settings.
     """
     try:
         there = yaml.safe_load(path.read_text(encoding="utf-8"))
-        differing = list(_differing(there, here, ignored))
+        differing = list(_differing(there, here, ignored, whole))
     # Of a damaged file YAML may make anything, and fail at anything.
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise RunFolderError(f"{path} cannot be read.\nChoose another --out, or delete the folder.") from error
@@ -68,11 +72,11 @@ def describe(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
-def _differing(there: Mapping[str, Any], here: Mapping[str, Any], ignored: Set[str]) -> Iterator[str]:
+def _differing(there: Mapping[str, Any], here: Mapping[str, Any], ignored: Set[str], whole: Set[str]) -> Iterator[str]:
     for name in sorted({*there, *here} - ignored):
         was, now = there.get(name), here.get(name)
-        if isinstance(was, dict) and isinstance(now, dict):
-            yield from _differing(was, now, ignored)
+        if isinstance(was, dict) and isinstance(now, dict) and name not in whole:
+            yield from _differing(was, now, ignored, whole)
         elif was != now:
             was, now = ("not set" if value is None else value for value in (was, now))
             yield f"{name} is {was} there and {now} here"
