@@ -24,6 +24,7 @@ from lethe.analyses.token_gradient import TokenGradient
 from lethe.analyses.workbench import Bench, open_bench, spread_layers
 from lethe.errors import InvalidLayerError, RunFolderError, UsageError
 from lethe.inference.loaded_model import LoadedModel
+from lethe.inference.reading import Reading
 from lethe.inference.spans import Span
 from lethe.methods.rmu import RMU
 from lethe.metrics.multiple_choice import MultipleChoice
@@ -339,7 +340,7 @@ def test_accuracy_is_the_metric_s_on_the_edited_model(bench: Bench) -> None:
     edit = bench.train(bench.rmu(bench.coefficients((2.0,))[0]), at=(2, 4))
     for step, point in zip((2, 4), finding.data["by_step"][0]["path"], strict=True):
         with bench.applied(edit.snapshots[step]) as subject:
-            scores = MultipleChoice()(subject, bench.asked("forget", 8))
+            scores = MultipleChoice()(Reading(subject, bench.asked("forget", 8)))
         assert scores is not None
         assert (point["step"], point["forget"]["mean"]) == (step, scores.value)
         assert point["forget"]["stderr"] == pytest.approx(scores.stderr)
