@@ -14,6 +14,7 @@ class Finetune(TokenMethod):
     """Make the tokens of the forget corpora more likely: cross-entropy, averaged over the tokens of a batch."""
 
     source: ClassVar[str] = "next-token prediction; as relearning in Hu et al. 2024, arXiv 2406.13356"
+    shown: ClassVar[str] = "nats a token {forget_nll:.3g}"
 
     alpha: float = 0.0
     """Weight of the retain loss; with 0 no retain batch is read."""

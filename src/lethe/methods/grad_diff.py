@@ -17,6 +17,7 @@ class GradDiff(TokenMethod):
     """
 
     source: ClassVar[str] = "Liu et al. 2022, Continual Learning and Private Unlearning, arXiv 2203.12817, section 4"
+    shown: ClassVar[str] = "nats a token {forget_nll:.3g}"
 
     gamma: float = 1.0
     """Weight of the forget loss."""

@@ -191,7 +191,6 @@ class TokenMethod(Method):
     """
 
     view: ClassVar[Literal["activations", "tokens"]] = "tokens"
-    shown: ClassVar[str] = "nats a token {forget_nll:.3g}"
 
     alpha: float = 1.0
     """Weight of the retain loss; with 0 no retain batch is read."""

@@ -38,7 +38,7 @@ def train(moved: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step
 
 
 def test_the_shelf_holds_optimizers_alone() -> None:
-    assert discover(optimizers) == {"adam-w": AdamW, "muon": Muon, "sgd": SGD}
+    assert discover(optimizers) == {"adamw": AdamW, "muon": Muon, "sgd": SGD}
 
 
 def test_adamw_is_that_of_the_published_code() -> None:
