@@ -194,10 +194,18 @@ def history_row(row: Mapping[str, Any]) -> HistoryRow:
 
     Raises: one of WRONG if it is something else.
     """
-    found = HistoryRow.of(row)
-    numbers = {name: read_number(getattr(found, name)) for name in ("forget_loss", "retain_loss", "seconds", "peak_mb")}
-    measures = {name: read_number(value) for name, value in found.measures.items()}
-    return dataclasses.replace(found, step=int(found.step), topic=str(found.topic), measures=measures, **numbers)
+    fields = {one.name for one in dataclasses.fields(HistoryRow)}
+    is_old = "measures" not in row
+
+    def read(name: str, value: Any) -> Any:
+        if name in ("step", "topic"):
+            return int(value) if name == "step" else str(value)
+        if isinstance(value, Mapping):
+            return {key: read_number(number) for key, number in value.items()}
+        # Version 0.1 had measures beside the fields, null where there was none.
+        return read_number(value) if name in fields or (is_old and value is not None) else value
+
+    return HistoryRow.of({name: read(name, value) for name, value in row.items()})
 
 
 def _record(name: str, report: dict[str, Any]) -> RunRecord:

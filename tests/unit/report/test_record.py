@@ -29,11 +29,32 @@ def again(record: RunRecord) -> RunRecord:
     return RunRecord.from_json(json.loads(as_json(record.to_json(), with_infinity=True)), Path(record.name, "report"))
 
 
+def in_format_2(content: dict[str, Any]) -> dict[str, Any]:
+    """A report of the first version with a step's measures in a mapping, and units and roles of scores."""
+    roles = {"forget": "forget", "adjacent": "keep", "retain": "keep"}
+    history = []
+    for row in content["history"]:
+        own = {name: row[name] for name in ("step", "topic", "forget_loss", "retain_loss", "seconds", "peak_mb")}
+        rest = {name: row[name] for name in row if name not in {*own, "forget_norm", "retain_norm"}}
+        norms = {f"{side}_norm_{name}": row[f"{side}_norm"][name]
+                 for side in ("forget", "retain") for name in ("mean", "median", "max")}  # fmt: skip
+        history.append(own | {"measures": norms | rest})
+    new = content | {"format": 2, "history": history, "layer_search": None}
+    for when in ("before", "after"):
+        new[when] = {}
+        for name, row in content[when].items():
+            metric, _, data = name.partition("/")
+            role = {"role": roles[data]} if data in roles else {}
+            new[when][name] = row | role | {"unit": "share" if metric == "multiple_choice" else ""}
+    return new
+
+
 def test_a_run_of_the_first_version_is_read_whole(old: RunRecord) -> None:
     content: dict[str, Any] = json.loads((OLD / "report.json").read_text())
-    assert content["format"] == RUN_FORMAT == 1
+    assert content["format"] == 1
+    assert RUN_FORMAT == 2
     written = json.loads(as_json(old.to_json()))
-    assert written == content | {"layer_search": None}
+    assert written == in_format_2(content)
     assert (old.name, old.trained_layers, len(old.history)) == ("run-0.1.0", (0, 1, 2), 3)
     assert old.before["multiple_choice/forget"].chance == 0.25
     assert len(old.after["activation_norm/retain"].by_layer) == 12
@@ -50,7 +71,7 @@ def test_all_that_reads_runs_reads_one_of_the_first_version(old: RunRecord, tmp_
 
 def test_what_is_written_comes_back(old: RunRecord) -> None:
     score = replace(old.after["perplexity/forget"], value=math.inf, stderr=-math.inf)
-    row = replace(old.history[0], forget_loss=math.inf, cos_direction=None)
+    row = replace(old.history[0], forget_loss=math.inf, measures={"target_norm": math.inf})
     odd = replace(old, after={"perplexity/forget": score}, history=(row,), reference_refusal_rate=0.5)
     assert again(odd) == odd
 
@@ -64,7 +85,7 @@ def test_values_by_question_come_back(old: RunRecord, tmp_path: Path) -> None:
 
 def test_what_a_later_version_adds_is_left_out_and_what_it_may_lack_is_none(old: RunRecord) -> None:
     content = json.loads(as_json(old.to_json()))
-    for place in (content, content["history"][0], content["history"][0]["forget_norm"], content["patch"],
+    for place in (content, content["history"][0], content["before"]["perplexity/forget"], content["patch"],
                   content["method"], content["after"]["perplexity/forget"], content["timing"]["train"]):  # fmt: skip
         place["colour"] = "blue"
     for optional in ("measured_on", "solution", "reference_refusal_rate", "layer_search"):
