@@ -2,9 +2,10 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from transformers import PreTrainedModel
 
 from lethe import methods
 from lethe.data.batches import Schedule
-from lethe.methods.protocol import SteeringMethod
+from lethe.methods.protocol import Method, Side, SteeringMethod, TokenMethod
 from lethe.model.layers import trainable_names
 from lethe.model.loading import load_model
 from lethe.model.losses import masked_mse
 from lethe.model.patch import Patch
 from lethe.model.slice import LayerSlice
+from lethe.model.token_view import TokenView
+from lethe.model.view import View
 from lethe.runs import config_file as configs
 from lethe.runs.config import RunConfig
 from lethe.runs.defaults import defaults
@@ -28,7 +31,7 @@ from lethe.solvers.gradient import Gradient
 from lethe.solvers.training_state import Checkpoint
 from lethe.suites.builtin import Builtin
 from lethe.system.plugins import discover, kebab
-from lethe.types import Activation, Batch, State, Topic
+from lethe.types import Activation, Batch, HistoryRow, State, Topic
 
 METHODS = discover(methods)
 VARIANTS = {name: kind() for name, kind in METHODS.items()} | {
@@ -42,9 +45,19 @@ VARIANTS = {name: kind() for name, kind in METHODS.items()} | {
 VARIANTS |= {
     f"{name} with noise on its {noise}": kind(nu=0.01, alpha=10.0, noise=noise)
     for name, kind in METHODS.items()
+    if issubclass(kind, SteeringMethod)
     for noise in ("target", "input")
 }
-"""Each method by default, with each other choice of a setting that has choices, and with RNA's noise."""
+VARIANTS |= {
+    f"{name} that reads retain text and keeps its {kept}": kind(alpha=1.0, retain_with=kept)
+    for name, kind in METHODS.items()
+    if issubclass(kind, TokenMethod)
+    for kept in ("cross-entropy", "kl")
+}
+"""Each method by default, with each other choice of a setting that has choices, those that steer with RNA's noise, and
+those that see tokens with each way to keep retain text."""
+STEERING = {name: method for name, method in VARIANTS.items() if isinstance(method, SteeringMethod)}
+TOKENS = {name: method for name, method in VARIANTS.items() if isinstance(method, TokenMethod)}
 LAYER = 3
 TRAINED = (1, 2, 3)
 
@@ -53,18 +66,38 @@ TinyBatch = Callable[..., Batch]
 
 
 @pytest.fixture(params=METHODS)
-def kind(request: pytest.FixtureRequest) -> type[SteeringMethod]:
+def kind(request: pytest.FixtureRequest) -> type[Method]:
     return METHODS[request.param]
 
 
 @pytest.fixture(params=VARIANTS)
-def method(request: pytest.FixtureRequest) -> SteeringMethod:
+def method(request: pytest.FixtureRequest) -> Method:
     return VARIANTS[request.param]
+
+
+@pytest.fixture(params=STEERING)
+def steering(request: pytest.FixtureRequest) -> SteeringMethod:
+    return STEERING[request.param]
+
+
+@pytest.fixture(params=TOKENS)
+def of_tokens(request: pytest.FixtureRequest) -> TokenMethod:
+    return TOKENS[request.param]
+
+
+@pytest.fixture
+def view(method: Method, tiny_model: TinyModel) -> View[Any, Any]:
+    return view_of(method, tiny_model())
 
 
 @pytest.fixture
 def layers(tiny_model: TinyModel) -> LayerSlice:
     return cut(tiny_model())
+
+
+@pytest.fixture
+def tokens(tiny_model: TinyModel) -> TokenView:
+    return TokenView(tiny_model(), names(tiny_model()))
 
 
 @pytest.fixture
@@ -81,33 +114,59 @@ def retain(tiny_batch: TinyBatch) -> Batch:
     return tiny_batch(seed=2, side="left", count="no-first")
 
 
+def names(model: PreTrainedModel) -> tuple[str, ...]:
+    return sum((trainable_names(model, layer) for layer in TRAINED), ())
+
+
 def cut(model: PreTrainedModel) -> LayerSlice:
-    return LayerSlice(model, TRAINED[0], LAYER + 1, sum((trainable_names(model, layer) for layer in TRAINED), ()))
+    return LayerSlice(model, TRAINED[0], LAYER + 1, names(model))
+
+
+def view_of(method: Method, model: PreTrainedModel) -> View[Any, Any]:
+    """What the method sees of a model."""
+    return cut(model) if method.view == "activations" else TokenView(model, names(model))
+
+
+def side(view: View[Any, Any], batch: Batch) -> Side[Any]:
+    """One side of a step, as the solver shows it."""
+    recording = view.record(batch)
+    return Side(batch=recording.batch, frozen=recording.frozen, now=view.see(recording))
+
+
+def seen(reading: Any) -> Tensor:
+    """What a view shows, as one tensor."""
+    return reading.h if isinstance(reading, Activation) else reading.of_tokens
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def train(layers: LayerSlice, method: SteeringMethod, topic: Topic, retain: Batch, *, steps: int = 10) -> State:
+def train(
+    view: View[Any, Any],
+    method: Method,
+    topic: Topic,
+    retain: Batch,
+    *,
+    steps: int = 10,
+    on_row: Callable[[HistoryRow], None] = lambda row: None,
+) -> State:
     """Train on the same few batches again and again; what the method knows of the topic in the end."""
     batches = tuple(topic.batches[step % len(topic.batches)] for step in range(steps))
     plan = Schedule(topics=(dataclasses.replace(topic, batches=batches),), retain=(retain,) * steps, steps=steps)
     found: list[Checkpoint] = []
-    Gradient(lr=1e-3).train(layers, method, plan, generator(), on_checkpoint=found.append)
+    Gradient(lr=1e-3).train(view, method, plan, generator(), on_checkpoint=found.append, on_row=on_row)
     return found[-1].states[topic.name]
 
 
-def loss(layers: LayerSlice, method: SteeringMethod, state: State, topic: Topic, retain: Batch) -> float:
+def loss(view: View[Any, Any], method: Method, state: State, topic: Topic, retain: Batch) -> float:
     """The method's own objective on all batches, without noise, which has no part in the expected optimum."""
-    method = dataclasses.replace(method, nu=0.0)
-    kept = layers.record(retain)
+    if isinstance(method, SteeringMethod):
+        method = dataclasses.replace(method, nu=0.0)
     with torch.no_grad():
-        h = layers(kept)
-        total = method.alpha * masked_mse(h, method.retain_target(kept.frozen, generator()), kept.batch.mask).item()
+        total = method.alpha * method.retain_loss(side(view, retain), state, generator()).loss.item()
         for batch in topic.batches:
-            seen = layers.record(batch)
-            total += masked_mse(layers(seen), method.forget_target(seen.frozen, state), seen.batch.mask).item()
+            total += method.forget_loss(side(view, batch), state).loss.item()
     return total
 
 
@@ -116,30 +175,32 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_there_are_methods() -> None:
-    assert {"rmu", "adaptive-rmu"} <= set(METHODS)
+    assert {"rmu", "adaptive-rmu", "grad-diff", "finetune"} <= set(METHODS)
+    assert {"rmu", "adaptive-rmu"} <= set(STEERING)
+    assert {"grad-diff", "finetune"} <= set(TOKENS)
 
 
 # What it is
 
 
-def test_it_is_a_frozen_dataclass_with_a_default_for_every_setting(kind: type[SteeringMethod]) -> None:
+def test_it_is_a_frozen_dataclass_with_a_default_for_every_setting(kind: type[Method]) -> None:
     method = kind()
-    assert isinstance(method, SteeringMethod)
+    assert isinstance(method, SteeringMethod if kind.view == "activations" else TokenMethod)
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     assert all(field.kw_only for field in dataclasses.fields(kind))
     assert kind() == method
 
 
-def test_it_says_what_it_does_and_where_it_comes_from(kind: type[SteeringMethod]) -> None:
+def test_it_says_what_it_does_and_where_it_comes_from(kind: type[Method]) -> None:
     assert (inspect.getdoc(kind) or "").endswith(".")
     assert "arXiv" in kind.source or "http" in kind.source or any(c.isdigit() for c in kind.source)
 
 
-def test_every_setting_is_explained(kind: type[SteeringMethod]) -> None:
+def test_every_setting_is_explained(kind: type[Method]) -> None:
     assert {field.name for field in dataclasses.fields(kind)} <= explained(kind)
 
 
-def test_what_suits_the_built_in_model_are_settings_of_it(kind: type[SteeringMethod]) -> None:
+def test_what_suits_the_built_in_model_are_settings_of_it(kind: type[Method]) -> None:
     suited = Builtin.suits_methods.get(kebab(kind.__name__), {})
     own = {field.name for field in dataclasses.fields(kind)}
     of_run = RunConfig.of(model="builtin", **kind.settings).settings().keys()
@@ -155,13 +216,13 @@ def test_what_suits_the_built_in_model_are_settings_of_it(kind: type[SteeringMet
     assert {name: config.settings()[name] for name in wanted} == wanted
 
 
-def test_as_published_is_a_method_of_the_same_kind(kind: type[SteeringMethod]) -> None:
+def test_as_published_is_a_method_of_the_same_kind(kind: type[Method]) -> None:
     published = kind().as_published()
     assert type(published) is kind
     assert published.as_published() == published
 
 
-def test_its_settings_survive_config_yaml(kind: type[SteeringMethod], tmp_path: Path) -> None:
+def test_its_settings_survive_config_yaml(kind: type[Method], tmp_path: Path) -> None:
     method = dataclasses.replace(kind(), alpha=3.25)
     config = RunConfig.of(model="some/model", forget=("a.jsonl", "b.txt"), forget_questions=Path("q.csv"), out=tmp_path)
     written = yaml.safe_dump(configs.plain(method, config), sort_keys=False, allow_unicode=True)
@@ -172,44 +233,47 @@ def test_its_settings_survive_config_yaml(kind: type[SteeringMethod], tmp_path: 
 # What it finds
 
 
-def test_the_same_seed_finds_the_same(method: SteeringMethod, layers: LayerSlice, topic: Topic) -> None:
+def test_the_same_seed_finds_the_same(method: Method, view: View[Any, Any], topic: Topic) -> None:
     torch.manual_seed(1)
-    first = method.prepare(layers, topic, generator())
+    first = method.prepare(view, topic, generator())
     torch.manual_seed(2)
-    assert equal(first, method.prepare(layers, topic, generator()))
+    assert equal(first, method.prepare(view, topic, generator()))
 
 
-def test_another_seed_finds_another_direction(method: SteeringMethod, layers: LayerSlice, topic: Topic) -> None:
+def test_another_seed_finds_another_direction(method: Method, view: View[Any, Any], topic: Topic) -> None:
     rng = generator()
-    state = method.prepare(layers, topic, rng)
-    other = method.prepare(layers, topic, generator(1))
+    state = method.prepare(view, topic, rng)
+    other = method.prepare(view, topic, generator(1))
     draws = not torch.equal(rng.get_state(), generator().get_state())
     assert draws is not equal(state, other)
     # What has a law for its direction draws one.
     assert draws or not any(field.name == "direction" for field in dataclasses.fields(method))
     if "direction" in state:
-        assert state["direction"].shape == (layers.d_model,)
+        assert state["direction"].shape == (view.d_model,)
         assert state["direction"].norm().item() == pytest.approx(1, abs=1e-5)
 
 
-def test_finding_moves_no_weight(method: SteeringMethod, layers: LayerSlice, topic: Topic) -> None:
-    before = {name: value.clone() for name, value in layers.model.state_dict().items()}
-    state = method.prepare(layers, topic, generator())
-    method.update(layers.record(topic.batches[0]).frozen, state)
-    assert equal(before, dict(layers.model.state_dict()))
+def test_finding_moves_no_weight(method: Method, view: View[Any, Any], topic: Topic) -> None:
+    before = {name: value.clone() for name, value in view.model.state_dict().items()}
+    state = method.prepare(view, topic, generator())
+    method.update(view.record(topic.batches[0]).frozen, state)
+    assert equal(before, dict(view.model.state_dict()))
     assert not any(value.requires_grad for value in state.values())
 
 
 def test_what_it_found_survives_a_checkpoint(
-    method: SteeringMethod, layers: LayerSlice, topic: Topic, tmp_path: Path
+    method: Method, view: View[Any, Any], topic: Topic, tmp_path: Path
 ) -> None:
     rng = generator()
-    state = method.update(layers.record(topic.batches[0]).frozen, method.prepare(layers, topic, rng))
+    state = method.update(view.record(topic.batches[0]).frozen, method.prepare(view, topic, rng))
     Checkpoint(step=3, tensors={}, states={"a/b": state}, rng=rng).save(tmp_path / "checkpoint")
     loaded = Checkpoint.load(tmp_path / "checkpoint")
     assert equal(loaded.states["a/b"], state)
-    frozen = layers.record(topic.batches[1]).frozen
-    assert torch.equal(method.forget_target(frozen, loaded.states["a/b"]), method.forget_target(frozen, state))
+    forget = side(view, topic.batches[1])
+    read = loaded.states["a/b"]
+    assert torch.equal(method.forget_loss(forget, read).loss, method.forget_loss(forget, state).loss)
+    if isinstance(method, SteeringMethod):
+        assert torch.equal(method.forget_target(forget.frozen, read), method.forget_target(forget.frozen, state))
     assert torch.equal(loaded.rng.get_state(), rng.get_state())
 
 
@@ -218,60 +282,62 @@ def test_what_it_found_survives_a_checkpoint(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_its_targets_fit_the_activation(
-    method: SteeringMethod, dtype: torch.dtype, tiny_model: TinyModel, topic: Topic
+    steering: SteeringMethod, dtype: torch.dtype, tiny_model: TinyModel, topic: Topic
 ) -> None:
     layers = cut(tiny_model(dtype=dtype))
     frozen = layers.record(topic.batches[0]).frozen
-    state = method.update(frozen, method.prepare(layers, topic, generator()))
-    for target in (method.forget_target(frozen, state), method.retain_target(frozen, generator())):
+    state = steering.update(frozen, steering.prepare(layers, topic, generator()))
+    for target in (steering.forget_target(frozen, state), steering.retain_target(frozen, generator())):
         assert target.dtype == dtype
         assert target.broadcast_to(frozen.h.shape)[frozen.mask].isfinite().all()
         assert not target.requires_grad
 
 
-def test_asking_for_targets_changes_nothing(method: SteeringMethod, layers: LayerSlice, topic: Topic) -> None:
+def test_asking_for_targets_changes_nothing(steering: SteeringMethod, layers: LayerSlice, topic: Topic) -> None:
     frozen = layers.record(topic.batches[0]).frozen
     h, mask = frozen.h.clone(), frozen.mask.clone()
-    state = method.update(frozen, method.prepare(layers, topic, generator()))
+    state = steering.update(frozen, steering.prepare(layers, topic, generator()))
     before = {name: value.clone() for name, value in state.items()}
-    method.forget_target(frozen, state)
-    method.retain_target(frozen, generator())
+    steering.forget_target(frozen, state)
+    steering.retain_target(frozen, generator())
     assert torch.equal(frozen.h, h)
     assert torch.equal(frozen.mask, mask)
     assert equal(state, before)
 
 
-def test_padding_changes_no_target_of_a_counted_token(method: SteeringMethod, layers: LayerSlice, topic: Topic) -> None:
+def test_padding_changes_no_target_of_a_counted_token(
+    steering: SteeringMethod, layers: LayerSlice, topic: Topic
+) -> None:
     frozen = layers.record(topic.batches[0]).frozen
     noisy = Activation(h=torch.where(frozen.mask[..., None], frozen.h, 1e6), mask=frozen.mask)
-    prepared = method.prepare(layers, topic, generator())
+    prepared = steering.prepare(layers, topic, generator())
     targets = [
-        method.forget_target(seen, method.update(seen, prepared)).broadcast_to(seen.h.shape)[seen.mask]
+        steering.forget_target(seen, steering.update(seen, prepared)).broadcast_to(seen.h.shape)[seen.mask]
         for seen in (frozen, noisy)
     ]
     torch.testing.assert_close(targets[0], targets[1], rtol=0, atol=0)
 
 
 def test_what_it_keeps_stays_where_it_was_unless_it_says_otherwise(
-    method: SteeringMethod, layers: LayerSlice, retain: Batch
+    steering: SteeringMethod, layers: LayerSlice, retain: Batch
 ) -> None:
-    if type(method).retain_target is not SteeringMethod.retain_target:
+    if type(steering).retain_target is not SteeringMethod.retain_target:
         return
     frozen = layers.record(retain).frozen
-    kept = method.retain_target(frozen, generator())
-    if method.nu == 0 or method.noise == "input":
+    kept = steering.retain_target(frozen, generator())
+    if steering.nu == 0 or steering.noise == "input":
         assert torch.equal(kept, frozen.h)
     else:
-        assert (kept - frozen.h).std().item() == pytest.approx(method.nu, rel=0.15)
-        assert torch.equal(kept, method.retain_target(frozen, generator()))
-        assert not torch.equal(kept, method.retain_target(frozen, generator(1)))
+        assert (kept - frozen.h).std().item() == pytest.approx(steering.nu, rel=0.15)
+        assert torch.equal(kept, steering.retain_target(frozen, generator()))
+        assert not torch.equal(kept, steering.retain_target(frozen, generator(1)))
 
 
 def test_its_forget_target_is_linear_in_its_coefficient(
-    method: SteeringMethod, layers: LayerSlice, topic: Topic
+    steering: SteeringMethod, layers: LayerSlice, topic: Topic
 ) -> None:
     def target(coefficient: float) -> Tensor:
-        scaled = dataclasses.replace(method, **{method.coefficient: coefficient})
+        scaled = dataclasses.replace(steering, **{steering.coefficient: coefficient})
         frozen = layers.record(topic.batches[0]).frozen
         state = scaled.update(frozen, scaled.prepare(layers, topic, generator()))
         return scaled.forget_target(frozen, state).broadcast_to(frozen.h.shape)[frozen.mask]
@@ -281,55 +347,151 @@ def test_its_forget_target_is_linear_in_its_coefficient(
     torch.testing.assert_close(at_3, at_0 + 3 * (at_1 - at_0))
 
 
+def test_its_losses_are_the_distances_to_its_targets(
+    steering: SteeringMethod, layers: LayerSlice, topic: Topic, retain: Batch
+) -> None:
+    state = train(layers, steering, topic, retain, steps=2)
+    forget, kept = side(layers, topic.batches[0]), side(layers, retain)
+    for found, shown, target in (
+        (steering.forget_loss(forget, state), forget, steering.forget_target(forget.frozen, state)),
+        (steering.retain_loss(kept, state, generator()), kept, steering.retain_target(kept.frozen, generator())),
+    ):
+        assert torch.equal(found.loss, masked_mse(shown.now.h, target, shown.batch.mask))
+        assert found.loss > 0
+
+
+# Its losses of tokens
+
+
+def test_asking_for_losses_of_tokens_changes_nothing(
+    of_tokens: TokenMethod, tokens: TokenView, topic: Topic, retain: Batch
+) -> None:
+    forget, kept = side(tokens, topic.batches[0]), side(tokens, retain)
+    state = of_tokens.update(forget.frozen, of_tokens.prepare(tokens, topic, generator()))
+    shown = [reading.of_tokens.clone() for one in (forget, kept) for reading in (one.frozen, one.now)]
+    before = {name: value.clone() for name, value in state.items()}
+    weights = {name: value.clone() for name, value in tokens.model.state_dict().items()}
+    of_tokens.forget_loss(forget, state)
+    of_tokens.retain_loss(kept, state, generator())
+    found = [reading.of_tokens for one in (forget, kept) for reading in (one.frozen, one.now)]
+    assert all(map(torch.equal, found, shown))
+    assert equal(state, before)
+    assert equal(weights, dict(tokens.model.state_dict()))
+
+
+def test_padding_changes_no_loss_of_tokens(
+    of_tokens: TokenMethod, tokens: TokenView, topic: Topic, retain: Batch
+) -> None:
+    state = train(tokens, of_tokens, topic, retain, steps=2)
+
+    def losses(padding: int) -> tuple[Tensor, Tensor]:
+        forget, kept = (
+            side(
+                tokens,
+                dataclasses.replace(batch, input_ids=batch.input_ids.masked_fill(~batch.attention_mask, padding)),
+            )
+            for batch in (topic.batches[0], retain)
+        )
+        return of_tokens.forget_loss(forget, state).loss, of_tokens.retain_loss(kept, state, generator()).loss
+
+    torch.testing.assert_close(losses(2), losses(50), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_losses_of_tokens_are_finite_and_reach_what_moves(
+    of_tokens: TokenMethod, dtype: torch.dtype, tiny_model: TinyModel, topic: Topic, retain: Batch
+) -> None:
+    tokens = TokenView(tiny_model(dtype=dtype), names(tiny_model()))
+    forget, kept = side(tokens, topic.batches[0]), side(tokens, retain)
+    state = of_tokens.update(forget.frozen, of_tokens.prepare(tokens, topic, generator()))
+    for term in (of_tokens.forget_loss(forget, state), of_tokens.retain_loss(kept, state, generator())):
+        assert term.loss.dtype == torch.float32
+        gradients = torch.autograd.grad(term.loss, list(tokens.trained.values()))
+        assert all(value.isfinite().all() for value in (term.loss, *gradients, *term.measures.values()))
+
+
+def test_what_it_keeps_is_what_it_says(of_tokens: TokenMethod, tokens: TokenView, topic: Topic, retain: Batch) -> None:
+    if type(of_tokens).retain_loss is not TokenMethod.retain_loss:
+        return
+    untouched = of_tokens.retain_loss(side(tokens, retain), {}, generator()).loss.item()
+    plan = dataclasses.replace(of_tokens, alpha=0.0)
+    train(tokens, plan, topic, retain, steps=5)
+    moved = side(tokens, retain)
+    found = of_tokens.retain_loss(moved, {}, generator()).loss.item()
+    counted = retain.mask & moved.now.mask
+    with torch.no_grad():
+        logits = tokens.model(retain.input_ids, retain.attention_mask.long(), use_cache=False).logits
+        now = logits[:, :-1].log_softmax(-1)
+        with tokens.untouched():
+            logits = tokens.model(retain.input_ids, retain.attention_mask.long(), use_cache=False).logits
+        frozen = logits[:, :-1].log_softmax(-1)
+    if of_tokens.retain_with == "kl":
+        expected = (frozen.exp() * (frozen - now)).sum(-1)[counted[:, 1:]].mean().item()
+        assert untouched == 0
+        assert found > 0
+    else:
+        expected = -now.gather(-1, retain.input_ids[:, 1:, None])[..., 0][counted[:, 1:]].mean().item()
+        assert untouched != found
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 # What it does to a model
 
 
-def test_it_comes_nearer_to_its_own_targets(
-    method: SteeringMethod, layers: LayerSlice, topic: Topic, retain: Batch
-) -> None:
-    state = train(layers, method, topic, retain)
-    after = loss(layers, method, state, topic, retain)
-    for name, parameter in layers.trained.items():
-        parameter.data.copy_(layers.originals[name])
-    assert after < loss(layers, method, state, topic, retain)
+def test_it_comes_nearer_to_its_own_targets(method: Method, view: View[Any, Any], topic: Topic, retain: Batch) -> None:
+    state = train(view, method, topic, retain)
+    after = loss(view, method, state, topic, retain)
+    for name, parameter in view.trained.items():
+        parameter.data.copy_(view.originals[name])
+    assert after < loss(view, method, state, topic, retain)
 
 
 def test_it_moves_the_named_matrices_and_nothing_else(
-    method: SteeringMethod, layers: LayerSlice, topic: Topic, retain: Batch
+    method: Method, view: View[Any, Any], topic: Topic, retain: Batch
 ) -> None:
-    before = {name: value.clone() for name, value in layers.model.state_dict().items()}
-    train(layers, method, topic, retain, steps=2)
-    moved = {name for name, value in layers.model.state_dict().items() if not torch.equal(value, before[name])}
+    before = {name: value.clone() for name, value in view.model.state_dict().items()}
+    train(view, method, topic, retain, steps=2)
+    moved = {name for name, value in view.model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in TRAINED}
-    with layers.untouched():
-        assert equal(before, dict(layers.model.state_dict()))
+    with view.untouched():
+        assert equal(before, dict(view.model.state_dict()))
 
 
 def test_the_same_seed_gives_the_same_weights(
-    method: SteeringMethod, tiny_model: TinyModel, topic: Topic, retain: Batch
+    method: Method, tiny_model: TinyModel, topic: Topic, retain: Batch
 ) -> None:
-    runs = [cut(tiny_model()) for _ in range(2)]
-    for global_seed, layers in enumerate(runs):
+    runs = [view_of(method, tiny_model()) for _ in range(2)]
+    for global_seed, view in enumerate(runs):
         torch.manual_seed(global_seed)
-        train(layers, method, topic, retain, steps=3)
+        train(view, method, topic, retain, steps=3)
     assert equal(runs[0].delta(), runs[1].delta())
 
 
 def test_its_patch_gives_the_trained_activations(
-    method: SteeringMethod, tiny_model: TinyModel, topic: Topic, retain: Batch, tmp_path: Path
+    method: Method, tiny_model: TinyModel, topic: Topic, retain: Batch, tmp_path: Path
 ) -> None:
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
-    layers = cut(load_model(base, layers=LAYER + 1))
-    train(layers, method, topic, retain, steps=3)
+    view = view_of(method, load_model(base, layers=LAYER + 1 if method.view == "activations" else None))
+    train(view, method, topic, retain, steps=3)
     about = configs.plain(method, RunConfig.of(model=str(base), layer=LAYER))
     Patch.from_parameters(
-        layers.model, layers.delta(), base=base, method=configs.method_name(method), config=about, versions={}
+        view.model, view.delta(), base=base, method=configs.method_name(method), config=about, versions={}
     ).save(tmp_path / "patch.safetensors")
 
     whole = load_model(base)
     Patch.load(tmp_path / "patch.safetensors").apply_in_memory(whole)
     with torch.no_grad():
-        trained = layers(layers.record(retain))
-    assert torch.equal(cut(whole).record(retain).frozen.h, trained)
-    assert not torch.equal(layers.record(retain).frozen.h, trained)
+        trained = seen(view.see(view.record(retain)))
+    assert torch.equal(seen(view_of(method, whole).record(retain).frozen), trained)
+    assert not torch.equal(seen(view.record(retain).frozen), trained)
+
+
+def test_a_progress_bar_can_show_what_it_measures(
+    method: Method, view: View[Any, Any], topic: Topic, retain: Batch
+) -> None:
+    rows: list[HistoryRow] = []
+    train(view, method, topic, retain, steps=2, on_row=rows.append)
+    assert all(math.isfinite(value) for row in rows for value in row.measures.values())
+    assert (rows[0].retain_loss == rows[1].retain_loss == 0) or method.reads_retain
+    assert all(bool(method.shown.format(**row.measures)) is bool(method.shown) for row in rows)

@@ -26,7 +26,7 @@ from lethe.system.plugins import discover, nearest
 from lethe.types import Batch, HistoryRow, State
 
 EXPLODED = 1e4
-"""A total loss of this many times the largest of the first ten is taken for divergence."""
+"""Losses, of both sides by their size, of this many times the largest of the first ten are taken for divergence."""
 WARN_EVERY = 50
 """Steps from one look at what the method warns of to the next."""
 
@@ -169,7 +169,7 @@ class Gradient:
         read = [(forget, retain) if method.reads_retain else (forget,) for _, forget, retain in coming]
         recordings = _Recordings(view, [batch for batches in read for batch in batches])
         good, good_step = training.copies(), training.step
-        losses: list[float] = []
+        sizes: list[float] = []
 
         for topic, forget_batch, retain_batch in coming:
             started = time.perf_counter()
@@ -193,9 +193,10 @@ class Gradient:
                 keeping.measures,
                 {"forget_loss": forgetting.loss, "retain_loss": keeping.loss, "gradient": training.gradient_norm()},
             )
-            loss = measures["forget_loss"] + method.alpha * measures["retain_loss"]
-            exploded = loss > EXPLODED * max(losses[:10], default=math.inf)
-            losses.append(loss)
+            # A loss to ascend is below zero, and the two together may be next to nothing.
+            size = abs(measures["forget_loss"]) + method.alpha * abs(measures["retain_loss"])
+            exploded = size > EXPLODED * max(sizes[:10], default=math.inf)
+            sizes.append(size)
             step = training.step
             if exploded or not all(map(math.isfinite, measures.values())):
                 for name, parameter in view.trained.items():

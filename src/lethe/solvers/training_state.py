@@ -32,7 +32,8 @@ class Checkpoint:
             # A topic may be named by a path, so the key's parts are joined by a sign that no path has.
             tensors |= {f"state\t{topic}\t{key}": value for key, value in state.items()}
         tensors["rng"] = self.rng.get_state()
-        tensor_file.save(path, tensors, {"step": self.step})
+        # A topic of which a method keeps nothing was prepared all the same, and is not prepared again.
+        tensor_file.save(path, tensors, {"step": self.step, "topics": list(self.states)})
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
@@ -48,7 +49,7 @@ class Checkpoint:
         with tensor_file.reading(path, damaged) as (everything, header):
             rng = torch.Generator()
             rng.set_state(everything.pop("rng"))
-            states: dict[str, State] = {}
+            states: dict[str, State] = {topic: {} for topic in header.get("topics", ())}
             tensors = {}
             for key, value in everything.items():
                 if key.startswith("state\t"):
