@@ -202,12 +202,13 @@ def _without(h: Float[Tensor, "*any d_model"], rows: Float[Tensor, "rank d_model
     return h - (h @ q) @ q.mT
 
 
-def _linear(model: PreTrainedModel, path: str, *kinds: type[nn.Module]) -> nn.Linear:
+def _linear(model: PreTrainedModel, path: str, *kinds: type[nn.Module]) -> Any:
+    """A linear layer, or one of these kinds, by its path."""
     layer = dict(model.named_modules()).get(path)
     if not isinstance(layer, (nn.Linear, *kinds)):
         what = "nothing" if layer is None else f"a {type(layer).__name__}"
         raise UnknownModuleError(f"{path} is {what} in this model, not a linear layer.\nName linear layers only.")
-    return layer  # type: ignore[return-value]
+    return layer
 
 
 def _owners(model: PreTrainedModel, parameter: Tensor) -> list[str]:
