@@ -25,6 +25,7 @@ from lethe.methods.rsv import RSV
 from lethe.model.layers import trainable_names
 from lethe.model.losses import masked_mse
 from lethe.model.slice import LayerSlice
+from lethe.model.token_view import TokenView
 from lethe.runs import config_file as configs
 from lethe.runs.config import RunConfig
 from lethe.runs.solve import solve
@@ -232,7 +233,8 @@ def test_it_solves_what_it_accepts_and_says_why_not_else(
     solver, model = quick(kind), tiny_model()
     said = solver.accepts(method)
     if said is None:
-        found = solver.solve(method, make_work(model))
+        tokens = {"view": lambda: TokenView(model, trainable_names(model, LAYER))} if method.view == "tokens" else {}
+        found = solver.solve(method, dataclasses.replace(make_work(model), **tokens))
         assert found.values
         assert all(value.isfinite().all() for value in found.values.values())
         return

@@ -52,11 +52,11 @@ def _shelf(shelf: ModuleType, noun: str, what: str) -> Table:
 
 def metrics_table() -> Table:
     """Every metric, as reports call it."""
-    table = Table("", ("metric", "what it measures", "higher means", "chance level", "needs", "source"))
+    table = Table("", ("metric", "what it measures", "unit", "higher means", "chance level", "needs", "source"))
     for name, kind in catalogue(metrics).items():
         facts: Any = kind
         higher = {"more": "more knowledge", "less": "less knowledge"}.get(facts.higher_means, "")
-        table.add(name.replace("-", "_"), summary(kind), higher, facts.chance, facts.needs, facts.source)
+        table.add(name.replace("-", "_"), summary(kind), facts.unit, higher, facts.chance, facts.needs, facts.source)
     return table
 
 
