@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lethe import RMU, AdaptiveRMU, Gradient, LayerSlice, LoadedModel, RunConfig, SteeringMethod
-from lethe.evaluation.eval_sets import ROLES
 from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
@@ -23,7 +22,7 @@ from lethe.model.loading import load_model, load_tokenizer
 from lethe.runs import inputs
 from lethe.suites.builtin import Builtin
 from lethe.suites.world.exam import questions
-from lethe.types import EvalSet, HistoryRow
+from lethe.types import ROLES, EvalSet, HistoryRow
 
 LAYERS = range(2, 12)
 CANDIDATES: tuple[SteeringMethod, ...] = (

@@ -17,7 +17,6 @@ import torch
 import tyro
 
 from lethe import LUNAR, RMU, AdaptiveRMU, LoadedModel, SteeringMethod, unlearn
-from lethe.evaluation import eval_sets
 from lethe.inference.reading import Reading
 from lethe.metrics.exact_match import ExactMatch
 from lethe.metrics.multiple_choice import MultipleChoice
@@ -29,7 +28,7 @@ from lethe.runs.config import GRADIENT
 from lethe.runs.defaults import defaults
 from lethe.suites.world import exam as world
 from lethe.suites.world.generator import DECLINES
-from lethe.types import EvalSet, Question, Scores
+from lethe.types import ROLES, EvalSet, Question, Scores
 
 METRICS = {"MC": MultipleChoice(), "EM": ExactMatch(), "R1": Rouge1Recall(), "refused": RefusalRate(refusals=DECLINES)}
 COLUMNS = ("forget refused", "forget R1", "forget MC", "adjacent R1", "adjacent MC", "retain R1", "retain MC", "DS")
@@ -71,7 +70,7 @@ ROWS: dict[str, list[tuple[SteeringMethod, dict[str, Any]]]] = {
 def sets(split: Any) -> list[EvalSet]:
     asked: Mapping[Any, tuple[Question, ...]] = world.questions(split)
     names = ("forget", "adjacent", "retain")
-    return [EvalSet(name=name, role=eval_sets.ROLES[name], questions=asked[name], scoring="cloze") for name in names]
+    return [EvalSet(name=name, role=ROLES[name], questions=asked[name], scoring="cloze") for name in names]
 
 
 def cell(method: SteeringMethod | None, changes: dict[str, Any], seed: int, split: str) -> dict[str, float]:

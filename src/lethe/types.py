@@ -76,6 +76,10 @@ Role = Literal["forget", "keep", "neither"]
 """What an edit should do to what a set asks: make it go, leave it, or neither (what nobody can answer, say)."""
 
 
+ROLES: Mapping[str, Role] = {"forget": "forget", "adjacent": "keep", "retain": "keep", "unknown": "neither"}
+"""The sets of a run, in their order, and what is asked of each."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalSet:
     """What one set (forget, adjacent, retain, unknown) is measured on."""

@@ -15,14 +15,10 @@ from lethe.data.settings import DataSettings
 from lethe.errors import CorpusError
 from lethe.evaluation.settings import EvalSettings
 from lethe.suites.protocol import with_model
-from lethe.types import EvalSet, Question, Role
+from lethe.types import ROLES, EvalSet, Question
 
 TEXTS = 64
 """Rows of each corpus that perplexity and drift are measured on."""
-
-
-ROLES: dict[str, Role] = {"forget": "forget", "adjacent": "keep", "retain": "keep", "unknown": "neither"}
-"""The sets of a run, in their order."""
 
 
 KEYWORDS = 10

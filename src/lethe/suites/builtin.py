@@ -10,16 +10,13 @@ from lethe.data.prompts import Prompts
 from lethe.errors import CorpusError
 from lethe.suites.world import MODEL_FOLDER, exam
 from lethe.suites.world.generator import DECLINES
-from lethe.types import EvalSet, Role
+from lethe.types import ROLES, EvalSet
 
 Rows = TypeVar("Rows")
 
 
 TEXTS = 64
 """Texts of a set."""
-
-
-ROLES: Mapping[str, Role] = {"forget": "forget", "adjacent": "keep", "retain": "keep", "unknown": "neither"}
 
 
 @dataclass(frozen=True, kw_only=True)
